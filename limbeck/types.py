@@ -1,0 +1,104 @@
+"""The nouns of Limbeck: what is asked, what is answered, what is judged. Imports no torch.
+
+Shape legend, for every `# (N, V)` comment in the code:
+N tokens of a packed batch · D documents in it · L longest document · B rows · H heads · K key heads ·
+E head width · C hidden width · V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Finish = Literal["stop", "length", "error"]
+Reason = Literal["correct", "wrong", "unparsed", "truncated", "timeout", "bad_gold", "error"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation, as in the OpenAI API."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question with a checkable answer.
+
+    `verifier` is a verifier's name with its knobs, as in a recipe; `domain` a family or subject;
+    `meta` whatever the source knows about it and a plug-in may want (plain JSON values).
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: str
+    verifier: str | dict[str, Any]
+    domain: str = ""
+    split: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def question(self) -> str:
+        """The last user turn."""
+        return next(m.content for m in reversed(self.messages) if m.role == "user")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One generated text, whoever wrote it: a teacher's sample, a rollout, an evaluation answer.
+
+    `text` is whole: `<think>…</think>answer`, with the opening tag even where the chat template
+    had already written it. `token_ids` and `logprobs` (natural log, under the distribution that
+    was drawn from) are the model's own tokens, end-of-turn included, or None.
+    """
+
+    id: str
+    problem_id: str
+    index: int
+    text: str
+    finish: Finish
+    model: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A verifier's judgement. `correct` is None when no judgement was possible."""
+
+    trace_id: str
+    correct: bool | None
+    extracted: str | None
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text to be written: sample `index` of `problem`, drawn with its own `seed` (uint64)."""
+
+    id: str
+    problem: Problem
+    index: int
+    seed: int
+
+
+class Generator(Protocol):
+    """Every engine: writes one trace for each request, and yields them in any order."""
+
+    name: str
+    num_parameters: int | None
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Trace]: ...
