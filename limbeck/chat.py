@@ -1,0 +1,227 @@
+"""Chat templates, thinking tags and end-of-turn tokens: the only place that knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from limbeck.errors import UserError
+from limbeck.types import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OPEN = "<think>"
+CLOSE = "</think>"
+
+
+@dataclass(frozen=True)
+class Thought:
+    """A text taken apart. `answer` is None when its thinking was never finished."""
+
+    thinking: str | None
+    answer: str | None
+
+
+def split_think(text: str) -> Thought:
+    """Only what follows the last `</think>` is the answer; without tags all of it is.
+
+    A tag that opens again after it means unfinished thinking, hence no answer.
+    """
+    before, close, after = text.rpartition(CLOSE)
+    if OPEN in after:
+        return Thought(_without_open(text), None)
+    if close:
+        return Thought(_without_open(before), after)
+    return Thought(None, text)
+
+
+def _without_open(text: str) -> str:
+    """The text from behind its opening tag on; all of it when the template had written the tag."""
+    return text.partition(OPEN)[2] if OPEN in text else text
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    """The text that the model continues, by the tokenizer's own chat template."""
+    return render_prompts(tokenizer, [messages])[0]
+
+
+def render_prompts(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]
+) -> list[str]:
+    """`render_prompt` for many."""
+    _require_template(tokenizer)
+    if not conversations:
+        return []
+    plain = [[_plain(message) for message in messages] for messages in conversations]
+    prompts = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+    return list(map(str, prompts))
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """The tokens of the rendered prompt; special tokens are those that the template wrote."""
+    return _tokenize(tokenizer, [render_prompt(tokenizer, messages)])[0]
+
+
+def opened_thinking(prompt: str) -> str:
+    """The `<think>` that the template wrote at the prompt's end, with the white space behind it.
+
+    Empty when there is none. A trace's text begins with it, though the model never wrote it.
+    """
+    begin = prompt.rfind(OPEN)
+    is_last = begin >= 0 and not prompt[begin + len(OPEN) :].strip()
+    return prompt[begin:] if is_last else ""
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends an assistant's turn.
+
+    It is the first special token that the chat template writes behind an assistant's message,
+    else the tokenizer's end-of-sequence token. UserError when there is neither.
+    """
+    special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    behind = _tokenize(tokenizer, [_behind_assistant(tokenizer)])[0]
+    for token in behind:
+        if token in special:
+            return token
+    if tokenizer.eos_token_id is not None:
+        return tokenizer.eos_token_id
+    raise UserError(
+        f"tokenizer {tokenizer.name_or_path}",
+        "its chat template ends no assistant turn and it has no end-of-sequence token",
+        "set eos_token, or write the ending token in the chat template",
+    )
+
+
+def _behind_assistant(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the template writes behind an assistant's content."""
+    _require_template(tokenizer)
+    mark = "limbeck42"
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": mark}]
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    return text.rpartition(mark)[2] if mark in text else ""
+
+
+def encode_example(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], completion_text: str
+) -> tuple[list[int], list[int]]:
+    """(ids, loss mask) of a prompt and its completion; see `encode_examples`."""
+    return encode_examples(tokenizer, [(messages, completion_text)])[0]
+
+
+def encode_examples(
+    tokenizer: PreTrainedTokenizerBase, pairs: Iterable[tuple[Sequence[Message], str]]
+) -> list[tuple[list[int], list[int]]]:
+    """(ids, loss mask) for pairs of a prompt and the whole text that should follow it.
+
+    The prompt's tokens are exactly those of `prompt_ids`, mask 0; then the completion's and the
+    end-of-turn token, mask 1. A `<think>` that the prompt has already opened is not repeated.
+    """
+    pairs = list(pairs)
+    prompts = render_prompts(tokenizer, [messages for messages, _ in pairs])
+    completions = [
+        _continuation(prompt, text) for prompt, (_, text) in zip(prompts, pairs, strict=True)
+    ]
+    end = end_of_turn(tokenizer)
+    examples = []
+    encoded = zip(_tokenize(tokenizer, prompts), _tokenize(tokenizer, completions), strict=True)
+    for prompt, completion in encoded:
+        if not completion or completion[-1] != end:
+            completion = [*completion, end]
+        examples.append((prompt + completion, [0] * len(prompt) + [1] * len(completion)))
+    return examples
+
+
+def _continuation(prompt: str, text: str) -> str:
+    """The part of a whole text that the model itself writes after this prompt."""
+    opened = opened_thinking(prompt)
+    if opened and text.startswith(opened):
+        return text[len(opened) :]
+    return text.removeprefix(OPEN) if opened else text
+
+
+def preflight(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], mask: Sequence[int]) -> str:
+    """Proves on one example that the model will learn to stop and to close its thinking.
+
+    Gives the example as text, what is trained between ⟦ and ⟧. UserError when nothing is trained,
+    when the last trained token does not end the turn, or when the thinking is outside the loss.
+    """
+    assert len(ids) == len(mask)
+    trained = [token for token, kept in zip(ids, mask, strict=True) if kept]
+    masked = [token for token, kept in zip(ids, mask, strict=True) if not kept]
+    where = f"tokenizer {tokenizer.name_or_path}"
+    if not trained:
+        raise UserError(
+            where, "no token of the example is inside the loss", "check its completion and mask"
+        )
+    end = end_of_turn(tokenizer)
+    end_text = _decode(tokenizer, [end])
+    if trained[-1] != end or not mask[-1]:
+        raise UserError(
+            where,
+            f"the end-of-turn token {end_text!r} is outside the loss, so the model would never "
+            "learn to stop",
+            "mask only the prompt",
+        )
+    masked_thinking = split_think(_decode(tokenizer, masked)).thinking or ""
+    if masked_thinking.strip() and CLOSE not in _decode(tokenizer, trained):
+        raise UserError(
+            where,
+            f"{CLOSE} is outside the loss, so the model would never learn to finish thinking",
+            "mask only the prompt",
+        )
+    return "\n".join(
+        [
+            f"prompt {len(masked)} tokens, trained {len(trained)}, end of turn {end_text!r}",
+            _padding_note(tokenizer, end),
+            _bracketed(tokenizer, ids, mask),
+        ]
+    )
+
+
+def _padding_note(tokenizer: PreTrainedTokenizerBase, end: int) -> str:
+    if tokenizer.pad_token_id == end:
+        return (
+            "padding token = end of turn: safe here, the loss is masked by position, never by token"
+        )
+    return f"padding token {tokenizer.pad_token!r}"
+
+
+def _bracketed(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], mask: Sequence[int]) -> str:
+    pieces, begin = [], 0
+    for stop in range(1, len(ids) + 1):
+        if stop == len(ids) or mask[stop] != mask[begin]:
+            text = _decode(tokenizer, ids[begin:stop])
+            pieces.append(f"⟦{text}⟧" if mask[begin] else text)
+            begin = stop
+    return "".join(pieces)
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids)))
+
+
+def _plain(message: Message) -> dict[str, str]:
+    return {"role": message.role, "content": message.content}
+
+
+def _require_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path}",
+            "it has no chat template",
+            "take the instruction-tuned model's tokenizer, or add a chat_template.jinja",
+        )
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    return encoded["input_ids"]

@@ -1,0 +1,150 @@
+"""The command line: run, plan, show, report, schema."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Optional
+
+import typer
+
+from limbeck.errors import UserError, UserErrors
+
+app = typer.Typer(
+    name="limbeck",
+    help="Turn a strong reasoning teacher into a small, deployable student.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipePath = Annotated[str, typer.Argument(help="A recipe file, recipes/quickstart.yaml say.")]
+Overrides = Annotated[
+    Optional[list[str]], typer.Argument(help="Settings that override it: distilled.lr=2e-3")
+]
+RunDir = Annotated[Optional[Path], typer.Option("--run", help="The run folder [runs/<name>].")]
+Size = Annotated[str, typer.Option(help="A named size of the recipe, `ci` for instance.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only results and mistakes.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder, runs/quickstart say.")]
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    size: Size = "",
+    redo: Annotated[list[str], typer.Option(help="Make this stage anew.")] = [],
+    keep: Annotated[list[str], typer.Option(help="Use a stale stage as it is.")] = [],
+    quiet: Quiet = False,
+) -> None:
+    """Run a recipe; finished stages are skipped, interrupted ones go on."""
+    from limbeck import api, progress
+
+    progress.quiet = quiet
+    finished = api.run(
+        recipe,
+        _settings(overrides),
+        run=run_dir,
+        size=size,
+        redo=redo,
+        keep=keep,
+        command=_command(),
+    )
+    if text := finished.results_text():
+        typer.echo(f"\n{text}\n")
+    typer.echo(f"report: {finished.path / 'report.html'}")
+
+
+@app.command()
+def plan(
+    recipe: RecipePath, overrides: Overrides = None, run_dir: RunDir = None, size: Size = ""
+) -> None:
+    """Check a recipe, and tell what running it would do."""
+    from limbeck import api
+
+    for step in api.plan(recipe, _settings(overrides), run=run_dir, size=size):
+        told = f"  {step.why}" if step.why else ""
+        typer.echo(f"{step.stage.name:<20} {step.stage.verb:<10} {step.state}{told}")
+
+
+@app.command()
+def show(
+    run_dir: RunFolder,
+    id: Annotated[Optional[str], typer.Argument(help="A trace's id, or its beginning.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show a run's stages, results and cost, or one trace's whole story."""
+    from limbeck.runs import Run
+
+    found = Run(run_dir)
+    if as_json:
+        told = found.story(id) if id else found.summary()
+        typer.echo(json.dumps(told, ensure_ascii=False))
+    else:
+        typer.echo(found.story_text(id) if id else found.text())
+
+
+@app.command()
+def report(run_dir: RunFolder) -> None:
+    """Write the run's report, one HTML file, and print its path."""
+    from limbeck.runs import Run
+
+    typer.echo(Run(run_dir).write_report())
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from limbeck import recipe
+
+    typer.echo(json.dumps(recipe.schema(), indent=1))
+
+
+def _settings(pairs: list[str] | None) -> dict[str, Any]:
+    from limbeck.recipe import parse_overrides
+
+    return parse_overrides(pairs or [])
+
+
+def _command() -> str:
+    return shlex.join(["limbeck", *sys.argv[1:]])
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, to be drained like Ctrl-C."""
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise _Terminated
+
+
+def main() -> None:
+    """Runs a command; mistakes of the user become one line each and exit code 2."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_exit_code(lambda: app(standalone_mode=False)))
+
+
+def _exit_code(command: Callable[[], Any]) -> int:
+    try:
+        return command() or 0
+    except (UserError, UserErrors) as error:
+        for line in str(error).splitlines():
+            typer.echo(f"limbeck: {line}", err=True)
+        return 2
+    except typer.Exit as error:
+        return error.exit_code
+    except typer.Abort:
+        return 130
+    except KeyboardInterrupt as error:
+        typer.echo(f"\nstopped; what was finished is kept. Go on with: {_command()}", err=True)
+        return 143 if isinstance(error, _Terminated) else 130
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's own words for a wrong command line
+            typer.echo(f"limbeck: {error.format_message()}; see limbeck --help", err=True)
+            return 2
+        raise

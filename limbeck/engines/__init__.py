@@ -1,0 +1,1 @@
+"""Who writes text: one engine a file, `connect(*, knobs) -> Generator`."""

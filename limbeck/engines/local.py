@@ -1,0 +1,32 @@
+"""A model on this machine as an engine: any Hugging Face causal language model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from limbeck.config import Extent, ModelPath
+
+if TYPE_CHECKING:
+    from limbeck.engines.decode import LocalEngine
+
+
+def connect(
+    *,
+    model: ModelPath,
+    batch_rows: Extent[int] = 512,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    device: Extent[str] = "auto",
+) -> LocalEngine:
+    """The model in the folder `model`, writing up to `batch_rows` texts at once.
+
+    `device` is torch's word for it; "auto" takes a GPU where there is one.
+    """
+    from limbeck import models
+    from limbeck.engines.decode import LocalEngine
+
+    return LocalEngine(
+        models.load_model(model, dtype=dtype, device=device),
+        models.load_tokenizer(model),
+        name=str(model),
+        batch_rows=batch_rows,
+    )

@@ -1,0 +1,141 @@
+"""Which traces are kept: a filter answers None for a trace it keeps, or one word that says why not.
+
+ROW filters judge one trace: `keep_row(trace, verdict, *, knobs) -> str | None`. They are `correct`,
+`finished`, `well_formed`, `not_repetitive`, `length`, `one_language`.
+
+GROUP filters judge the traces of a problem beside each other: `keep_group(traces, verdicts, *,
+knobs) -> list[str | None]`, one word or None per trace. They are `deduplicate`, `shortest`,
+`at_most`; their first parameter is called `traces`. They see what the row filters kept, and do not
+mind being given several problems at once.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+
+from limbeck.types import Trace, Verdict
+
+
+def correct(trace: Trace, verdict: Verdict) -> str | None:
+    """Keeps what was judged correct; the word is the verdict's own reason."""
+    return None if verdict.correct else verdict.reason
+
+
+def finished(trace: Trace, verdict: Verdict) -> str | None:
+    """Keeps what its author ended himself."""
+    return {"stop": None, "length": "truncated", "error": "error"}[trace.finish]
+
+
+def well_formed(trace: Trace, verdict: Verdict) -> str | None:
+    """Keeps `<think>…</think>answer`: one pair of tags, at the start, and an answer after it."""
+    text = trace.text.strip()
+    once = text.count("<think>") == 1 and text.count("</think>") == 1
+    answered = text.startswith("<think>") and text.rpartition("</think>")[2].strip()
+    return None if once and answered else "malformed"
+
+
+def not_repetitive(
+    trace: Trace,
+    verdict: Verdict,
+    *,
+    words: int = 8,
+    max_share: float = 0.5,
+    loop_chars: int = 200,
+) -> str | None:
+    """Drops texts that go round in circles.
+
+    Either more than `max_share` of their runs of `words` words were there before, or their last
+    `loop_chars` characters repeat one piece that is at most a quarter as long.
+    """
+    if _repeated_share(trace.text.split(), words) > max_share:
+        return "repetitive"
+    return "repetitive" if _ends_in_loop(trace.text.rstrip(), loop_chars) else None
+
+
+def _repeated_share(tokens: Sequence[str], run: int) -> float:
+    """The share of the runs of `run` tokens that occurred before; 0 for fewer than 2 runs."""
+    runs = [tuple(tokens[i : i + run]) for i in range(len(tokens) - run + 1)]
+    return 1 - len(set(runs)) / len(runs) if len(runs) > 1 else 0.0
+
+
+def _ends_in_loop(text: str, length: int) -> bool:
+    """Whether the last `length` characters have a period of at most `length / 4`."""
+    tail = text[-length:]
+    if len(tail) < length:
+        return False
+    return any(tail[period:] == tail[:-period] for period in range(1, length // 4 + 1))
+
+
+def length(
+    trace: Trace, verdict: Verdict, *, min_tokens: int = 1, max_tokens: int | None = None
+) -> str | None:
+    """Keeps `min_tokens` to `max_tokens` generated tokens."""
+    if trace.completion_tokens < min_tokens:
+        return "too_short"
+    if max_tokens is not None and trace.completion_tokens > max_tokens:
+        return "too_long"
+    return None
+
+
+def one_language(trace: Trace, verdict: Verdict, *, min_share: float = 0.9) -> str | None:
+    """Keeps texts whose commonest script has at least `min_share` of the letters.
+
+    Scripts, not languages: French in an English text passes, Chinese does not.
+    """
+    scripts = Counter(_script(char) for char in trace.text if char.isalpha())
+    letters = scripts.total()
+    if letters and max(scripts.values()) < min_share * letters:
+        return "mixed_language"
+    return None
+
+
+@lru_cache(maxsize=65536)
+def _script(letter: str) -> str:
+    """The first word of its Unicode name; Japanese mixes three scripts and is one language."""
+    name = unicodedata.name(letter, "UNKNOWN").split()[0]
+    return "CJK" if name in ("HIRAGANA", "KATAKANA") else name
+
+
+def deduplicate(traces: Sequence[Trace], verdicts: Sequence[Verdict] = ()) -> list[str | None]:
+    """Drops a text that an earlier trace of the same problem has word for word."""
+    seen: set[tuple[str, str]] = set()
+    reasons: list[str | None] = []
+    for trace in traces:
+        key = (trace.problem_id, trace.text)
+        reasons.append("duplicate" if key in seen else None)
+        seen.add(key)
+    return reasons
+
+
+def shortest(
+    traces: Sequence[Trace], verdicts: Sequence[Verdict] = (), *, num: int = 1
+) -> list[str | None]:
+    """Keeps the `num` shortest traces of a problem, in tokens, then in characters."""
+    order = sorted(
+        range(len(traces)), key=lambda i: (traces[i].completion_tokens, len(traces[i].text), i)
+    )
+    return _first_of_each(traces, order, num, "longer")
+
+
+def at_most(
+    traces: Sequence[Trace], verdicts: Sequence[Verdict] = (), *, num: int = 4
+) -> list[str | None]:
+    """Keeps the first `num` traces of a problem, by sample index."""
+    order = sorted(range(len(traces)), key=lambda i: (traces[i].index, i))
+    return _first_of_each(traces, order, num, "surplus")
+
+
+def _first_of_each(
+    traces: Sequence[Trace], order: Sequence[int], num: int, reason: str
+) -> list[str | None]:
+    """`reason` for every trace but its problem's first `num` in `order`."""
+    kept: defaultdict[str, int] = defaultdict(int)
+    reasons: list[str | None] = [None] * len(traces)
+    for i in order:
+        kept[traces[i].problem_id] += 1
+        if kept[traces[i].problem_id] > num:
+            reasons[i] = reason
+    return reasons

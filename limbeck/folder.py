@@ -1,0 +1,59 @@
+"""A stage's own place in the run folder, and the machine it runs on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from limbeck import ledger, progress, store
+from limbeck.config import StageConfig
+
+
+class Machine(StageConfig):
+    """How to run; never part of a result's identity."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU where there is one."""
+    threads: int | Literal["auto"] = "auto"
+    """CPU threads; `auto` takes every core this process may use."""
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """Where a stage writes. `key` is the identity that its rows' ids carry."""
+
+    path: Path
+    name: str
+    key: str = ""
+    machine: Machine = field(default_factory=Machine)
+
+    def row_id(self, problem_id: str, index: int) -> str:
+        """A row's id is what it is a sample of, never its text: equal texts stay two rows."""
+        return store.digest([self.key, problem_id, index])[:24]
+
+    def metric(self, **row: Any) -> None:
+        """Adds a row to `metrics.jsonl`."""
+        store.append_json(self.path / "metrics.jsonl", row)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return store.read_jsonl(self.path / "metrics.jsonl")
+
+    def log(self, line: str) -> None:
+        """Tells the person who waits, and keeps it in `log.txt`."""
+        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        progress.say(f"  {line}")
+
+    def account(self, work: str) -> AbstractContextManager[dict[str, Any]]:
+        """Times a piece of work into `ledger.jsonl`."""
+        return ledger.account(self.path / "ledger.jsonl", work)
+
+    @contextmanager
+    def progress(self, total: float, unit: str) -> Iterator[Any]:
+        """A progress bar with the stage's name; yields `advance(amount, note="")`."""
+        with progress.progress(self.name, total, unit) as advance:
+            yield advance

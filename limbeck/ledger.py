@@ -1,0 +1,61 @@
+"""What every piece of work cost: seconds, tokens, FLOPs, memory; one row each in `ledger.jsonl`."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from limbeck import store
+
+SUMMED = ("wall_seconds", "cpu_seconds", "tokens_in", "tokens_out", "flops")
+
+
+def forward_flops(num_parameters: int, num_tokens: int) -> float:
+    """2·N·D: a multiply and an add per parameter and token (Kaplan et al. 2020, 2001.08361).
+
+    Attention's own term, 4·layers·width·context per token, is left out: below 2 % at the miniature
+    lengths and below 10 % at 4k tokens of a 1.5B model.
+    """
+    return 2.0 * num_parameters * num_tokens
+
+
+def training_flops(num_parameters: int, num_tokens: int) -> float:
+    """6·N·D: the backward pass costs twice the forward pass."""
+    return 3.0 * forward_flops(num_parameters, num_tokens)
+
+
+def peak_memory_mib() -> float:
+    """The most memory that this process has held so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and its finished children, in seconds."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+@contextmanager
+def account(path: Path, work: str) -> Iterator[dict[str, Any]]:
+    """Times a piece of work and adds its row to the ledger; the caller fills in what was used."""
+    row: dict[str, Any] = {"work": work, "tokens_in": 0, "tokens_out": 0, "flops": 0.0}
+    wall, cpu = time.monotonic(), cpu_seconds()
+    try:
+        yield row
+    finally:
+        row["wall_seconds"] = round(time.monotonic() - wall, 3)
+        row["cpu_seconds"] = round(cpu_seconds() - cpu, 3)
+        row["peak_memory_mib"] = round(peak_memory_mib(), 1)
+        store.append_json(path, row)
+
+
+def total(path: Path) -> dict[str, float]:
+    """The sums of a ledger, and the highest memory; interrupted work counts, since it cost."""
+    rows = store.read_jsonl(path)
+    sums = {key: sum(row.get(key, 0) for row in rows) for key in SUMMED}
+    return sums | {"peak_memory_mib": max((r["peak_memory_mib"] for r in rows), default=0.0)}

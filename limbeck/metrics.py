@@ -1,0 +1,143 @@
+"""What a number of graded samples tells: pass@k, an interval that knows of problems, a paired test.
+
+Throughout, P is the number of problems, and a problem's mean is the share of its samples that are
+correct. Problems are what was drawn at random, so all uncertainty is over problems: sixteen samples
+of one problem are not sixteen problems (Miller 2024, https://arxiv.org/abs/2411.00640).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """The chance that k of a problem's samples, drawn without return, hold a correct one.
+
+    1 - C(n - c, k) / C(n, k), unbiased (Chen et al. 2021, https://arxiv.org/abs/2107.03374), as a
+    product that does not overflow. Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    """
+    if not (0 <= num_correct <= num_samples and 1 <= k <= num_samples):
+        raise ValueError(f"pass@{k} of {num_correct} correct among {num_samples}")
+    if num_samples - num_correct < k:
+        return 1.0
+    left = np.arange(num_samples - num_correct + 1, num_samples + 1)  # (c,)
+    return float(1.0 - np.prod(1.0 - k / left))
+
+
+def interval(problem_means: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """(low, high) around the mean over problems of `problem_means` (P,), each in [0, 1].
+
+    Wilson's score interval (1927) with the number of independent yes-or-no samples that would be
+    as certain as these: n = p (1 - p) / var(mean), where var(mean) is the variance between the
+    problems over P. One sample a problem gives n = P, the plain interval. Without any variance,
+    n = P too.
+    """
+    means = np.asarray(problem_means, dtype=np.float64)
+    p, num = float(means.mean()), len(means)
+    variance = float(means.var())
+    n = num * p * (1 - p) / variance if variance > 0 else float(num)
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def result(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """pass@1 of a group of score rows, one a problem, with its 95 % interval and what it cost.
+
+    `cost` is FLOPs per answer, prompt included.
+    """
+    means = [row["num_correct"] / row["num_samples"] for row in scores]
+    low, high = interval(means)
+    answers = sum(row["num_samples"] for row in scores)
+    return {
+        "value": sum(means) / len(means),
+        "low": low,
+        "high": high,
+        "num_problems": len(scores),
+        "num_samples": max(row["num_samples"] for row in scores),
+        "tokens_per_answer": sum(row["completion_tokens"] for row in scores) / answers,
+        "truncated": sum(row["num_truncated"] for row in scores) / answers,
+        "cost": sum(row["flops"] for row in scores) / answers,
+    }
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Two models on the same problems: the mean of a - b, its 95 % interval, and p (two-sided)."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_test(
+    a: ArrayLike, b: ArrayLike, seed: int = 0, num_permutations: int = 10_000
+) -> PairedTest:
+    """Compares the problem means `a` (P,) and `b` (P,), same problems in the same order.
+
+    p is that of the sign-flip permutation test: were the models alike, each problem's difference
+    could as well have had the other sign (Fisher 1935). All signs are tried where these are at most
+    `num_permutations`; else as many are drawn, and p = (extreme + 1) / (drawn + 1). The interval
+    is Student's. Raises ValueError if the lengths differ.
+    """
+    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)  # (P,)
+    if np.shape(a) != np.shape(b) or differences.ndim != 1 or not len(differences):
+        raise ValueError(f"paired means need one shape (P,), not {np.shape(a)} and {np.shape(b)}")
+    mean = float(differences.mean())
+    half = _student_quantile(0.975, len(differences) - 1) * _standard_error(differences)
+    p = _sign_flip_p(differences[differences != 0], seed, num_permutations)
+    return PairedTest(mean, mean - half, mean + half, p)
+
+
+def verdict(test: PairedTest, level: float = 0.05) -> str:
+    """'a better', 'b better' or 'not distinguishable' at `level`."""
+    if test.p >= level:
+        return "not distinguishable"
+    return "a better" if test.difference > 0 else "b better"
+
+
+def _sign_flip_p(differences: NDArray[np.float64], seed: int, num_permutations: int) -> float:
+    """`differences` without zeros, whose sign does not matter."""
+    size = len(differences)
+    observed = abs(differences.sum()) * (1 - 1e-12)  # ties are extreme, whatever their rounding
+    if 2**size <= num_permutations:
+        signs = np.array(list(product((-1.0, 1.0), repeat=size))).reshape(2**size, size)
+        return float(np.mean(np.abs(signs @ differences) >= observed))
+    rng = np.random.default_rng(seed)
+    extreme = 0
+    for start in range(0, num_permutations, 512):  # 512 at a time bounds the memory
+        rows = min(512, num_permutations - start)
+        signs = rng.integers(0, 2, (rows, size), dtype=np.int8) * 2.0 - 1.0
+        extreme += int(np.count_nonzero(np.abs(signs @ differences) >= observed))
+    return (extreme + 1) / (num_permutations + 1)
+
+
+def _standard_error(differences: NDArray[np.float64]) -> float:
+    """Of their mean; 0 for a single one, of which nothing is known."""
+    size = len(differences)
+    return float(differences.std(ddof=1) / np.sqrt(size)) if size > 1 else 0.0
+
+
+def _student_quantile(q: float, freedom: int) -> float:
+    """Student's t by its expansion about the normal (Abramowitz & Stegun 26.7.5).
+
+    Good to 1 % from 3 degrees of freedom on, to 0.01 % from 10 on.
+    """
+    z = NormalDist().inv_cdf(q)
+    v = max(freedom, 1)
+    return float(
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4)
+    )

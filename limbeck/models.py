@@ -1,0 +1,279 @@
+"""Hugging Face models and tokenizers: load, create, save, hash, count; device and threads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import cached_file
+
+from limbeck.errors import UserError
+
+PAD, USER, ASSISTANT, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
+SPECIAL_TOKENS = [PAD, USER, ASSISTANT, END, "<think>", "</think>"]
+
+# A system message stands before the first turn, without a token of its own.
+CHAT_TEMPLATE = """\
+{% for message in messages %}
+{% if message.role != 'system' %}{{ '<|' + message.role + '|>' }}{% endif %}{{ message.content }}
+{%- if message.role == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}
+{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"""
+
+# What says which model a folder holds; a README or a training log does not.
+CONTENT = ("*.json", "*.jinja", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or of a hub model, `owner/name` or `owner/name@revision`."""
+    name, revision = _locate(source)
+    try:
+        # AutoTokenizer rebuilds some tokenizers from what it knows about the model's family, with
+        # other splitting rules than tokenizer.json has (all qwen2 folders, transformers 5.17 on).
+        has_json = cached_file(
+            name, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+        kind = PreTrainedTokenizerFast if has_json else AutoTokenizer
+        return kind.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(source, "tokenizer", error) from error
+
+
+def load_model(source: str | Path, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
+    """The causal language model of a folder or of a hub model; safetensors only, no foreign code.
+
+    UserError for a missing folder, one that holds pickles only, and one that brings its own code.
+    """
+    name, revision = _locate(source)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        _refuse_foreign_code(source, config)
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=revision,
+            config=config,
+            dtype=_dtype(dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        raise _cannot_load(source, "model", error) from error
+    return model.to(device=pick_device(device))
+
+
+def create_model(
+    architecture: str,
+    vocab_size: int,
+    seed: int,
+    *,
+    eos_token_id: int,
+    pad_token_id: int,
+    **sizes: Any,
+) -> PreTrainedModel:
+    """A fresh model with the config's own initializer, from `seed` alone.
+
+    `architecture` is a transformers model type (qwen2, qwen3, llama, gpt2), `sizes` are fields of
+    its config. torch's global random state is neither used nor changed. For a tokenizer of one's
+    own take another than qwen2: transformers' AutoTokenizer, hence other programs, would replace
+    its splitting rules.
+    """
+    known = AutoConfig.for_model(architecture).to_dict()
+    unknown = sorted(set(sizes) - set(known))
+    if unknown:
+        raise UserError(
+            f"model {architecture}",
+            f"its config has no {', '.join(unknown)}",
+            f"fields are {', '.join(sorted(known))}",
+        )
+    config = AutoConfig.for_model(
+        architecture,
+        vocab_size=vocab_size,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        bos_token_id=None,
+        **sizes,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.generation_config.eos_token_id = eos_token_id
+    model.generation_config.pad_token_id = pad_token_id
+    return model
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+) -> None:
+    """Writes a Hugging Face folder aside, flushes it to disk and renames it into place."""
+    folder = Path(folder)
+    aside = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    _sync([*aside.iterdir(), aside])
+    if folder.exists():
+        shutil.rmtree(folder)
+    aside.rename(folder)
+    _sync([folder.parent])
+
+
+def hash_model(source: str | Path) -> str:
+    """What identifies a model: sha256 over a folder's weights, config, tokenizer and template.
+
+    A hub model is identified by name and revision, `owner/name@revision`.
+    """
+    name, revision = _locate(source)
+    if not Path(name).is_dir():
+        return f"{name}@{revision}"
+    digest = hashlib.sha256()
+    paths = {path for pattern in CONTENT for path in Path(name).glob(pattern)}
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.name} {content}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def num_parameters(model: nn.Module, embeddings: bool = True) -> int:
+    """Parameters, tied ones once; without `embeddings` neither token embeddings nor the head."""
+    left_out = set() if embeddings else {id(weight) for weight in _vocabulary_weights(model)}
+    return sum(p.numel() for p in model.parameters() if id(p) not in left_out)
+
+
+def flops_per_token(model: PreTrainedModel, context: float) -> float:
+    """Forward FLOPs of one token that attends to `context` tokens (its own included).
+
+    2 * matmul parameters + 4 * layers * heads * head width * context, where the head counts as a
+    matmul and the embedding table, a look-up, does not (Kaplan et al., arXiv:2001.08361, table 1).
+    Training takes three times as much: forward, and backward for inputs and for weights. Over a
+    whole document of L tokens the mean context is (L + 1) / 2.
+    """
+    config = model.config
+    head = model.get_output_embeddings().weight
+    table = model.get_input_embeddings().weight
+    matrices = [p for p in model.parameters() if p.ndim == 2 and p is not table and p is not head]
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = config.num_hidden_layers * config.num_attention_heads * width * context
+    return 2.0 * (sum(p.numel() for p in matrices) + head.numel()) + 4.0 * attention
+
+
+def train_tokenizer(
+    texts: Iterator[str],
+    vocab_size: int,
+    isolate: str = r"\d",
+    chat_template: str = CHAT_TEMPLATE,
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE whose tokens may span words, but not what `isolate` matches.
+
+    Boilerplate such as "Let me check" becomes a single token, arithmetic stays digit by digit.
+    All 256 bytes are in the vocabulary, so any text comes back unchanged.
+    """
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(isolate), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        chat_template=chat_template,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is the first accelerator, or the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def set_threads(count: int) -> None:
+    """How many CPU threads torch may use inside one operation."""
+    torch.set_num_threads(count)
+
+
+def _vocabulary_weights(model: nn.Module) -> list[nn.Parameter]:
+    assert isinstance(model, PreTrainedModel)
+    return [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+
+
+def _locate(source: str | Path) -> tuple[str, str]:
+    """(folder, main) or (hub name, revision). UserError for a folder that is not there."""
+    text = str(source)
+    if Path(text).is_dir():
+        return text, "main"
+    name, _, revision = text.partition("@")
+    if isinstance(source, Path) or text.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"model {text}", "there is no such folder", "check the path")
+    return name, revision or "main"
+
+
+def _dtype(name: str) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise UserError("dtype", f"there is no {name!r}", f"take one of {', '.join(known)}")
+    return known[name]
+
+
+def _refuse_foreign_code(source: str | Path, config: Any) -> None:
+    if getattr(config, "auto_map", None):
+        raise UserError(
+            f"model {source}",
+            "it brings code of its own (auto_map), which Limbeck never runs",
+            "take a model that transformers knows, or convert it",
+        )
+
+
+def _cannot_load(source: str | Path, what: str, error: Exception) -> UserError:
+    where, folder = f"{what} {source}", Path(source)
+    if "trust_remote_code" in str(error) or "auto_map" in str(error):
+        return UserError(
+            where,
+            "it brings code of its own, which Limbeck never runs",
+            "take a model that transformers knows, or convert it",
+        )
+    has_pickles = any(path for pattern in PICKLES for path in folder.glob(pattern))
+    if has_pickles and not any(folder.glob("*.safetensors")):
+        return UserError(
+            where,
+            "its weights are pickles, which can run code when they are opened",
+            "convert them to safetensors (save_pretrained does) or take a converted revision",
+        )
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(where, f"cannot be loaded ({reason})", "check the name, folder and network")
+
+
+def _sync(paths: Iterable[Path]) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

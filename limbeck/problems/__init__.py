@@ -1,0 +1,107 @@
+"""Where questions come from: one source a file, `read(*, knobs) -> Iterator[Problem]`.
+
+Here is what the sources share: a problem made from a question and its answer, a problem made from a
+table's row, and the key by which problems are split, so that no look-alike is on both sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from limbeck.errors import UserError
+from limbeck.types import Message, Problem
+
+NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+
+
+def make_problem(
+    question: str,
+    answer: str,
+    *,
+    verifier: str | dict[str, Any],
+    domain: str = "",
+    meta: Mapping[str, Any] | None = None,
+) -> Problem:
+    """A one-turn problem; its id is the hash of what is asked and what is right, nothing else."""
+    messages = (Message("user", question),)
+    content = {"messages": [[m.role, m.content] for m in messages], "answer": answer}
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return Problem(
+        id=hashlib.sha256(canonical.encode()).hexdigest()[:16],
+        messages=messages,
+        answer=answer,
+        verifier=verifier,
+        domain=domain,
+        meta=dict(meta or {}),
+    )
+
+
+def problem_from_row(
+    row: Mapping[str, Any],
+    where: str,
+    *,
+    question: str,
+    answer: str,
+    answer_after: str | None,
+    verifier: str | dict[str, Any],
+    prompt: str,
+    domain: str | None,
+) -> Problem:
+    """A row of somebody's table as a problem.
+
+    `question`, `answer` and `domain` name columns; `answer_after` is the mark behind which the
+    answer stands in its column (GSM8K: `####`); `prompt` is what is asked, `{question}` in it the
+    question. Raises UserError at `where` if a column, the mark or the answer is missing.
+    """
+    if "{question}" not in prompt:
+        raise UserError(where, "the prompt has no {question}", "write {question} into `prompt`")
+    asked = _cell(row, question, where)
+    answered = _cell(row, answer, where)
+    if answer_after is not None:
+        if answer_after not in answered:
+            raise UserError(where, f"no {answer_after!r} in {answer!r}", "mend `answer_after`")
+        answered = answered.rpartition(answer_after)[2].strip()
+    if not asked or not answered:
+        raise UserError(where, "an empty question or answer", "drop the row or name other columns")
+    # Not str.format: prompts speak of \boxed{}.
+    return make_problem(
+        prompt.replace("{question}", asked),
+        answered,
+        verifier=verifier,
+        domain=_cell(row, domain, where) if domain else "",
+    )
+
+
+def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
+    if row.get(column) is None:
+        raise UserError(where, f"no {column!r}", f"name one of {', '.join(map(str, row))}")
+    return str(row[column]).strip()
+
+
+def collision_key(problem: Problem) -> str:
+    """Two problems with the same key must not be on both sides of a split.
+
+    With two numbers or more, a question is its template and its numbers in order; with fewer, its
+    template and its normalised text. The template is `meta["template"]`, or the text itself with
+    its numbers masked.
+    """
+    text = " ".join(unicodedata.normalize("NFKC", problem.question).lower().split())
+    numbers = [number.replace(",", "") for number in NUMBER.findall(text)]
+    template = problem.meta.get("template")
+    if len(numbers) >= 2:
+        return json.dumps([template or NUMBER.sub("#", text), numbers], ensure_ascii=False)
+    return json.dumps([template or "", text], ensure_ascii=False)
+
+
+def heldout_fraction(problem: Problem) -> float:
+    """Where in [0, 1) the problem's collision key falls; `heldout_fraction(p) < share` holds out.
+
+    It depends on the content alone: any seed, order or number of problems gives the same split.
+    """
+    digest = hashlib.sha256(collision_key(problem).encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # 53 bits, so that it stays below 1

@@ -1,0 +1,84 @@
+"""Problems from a table on this machine: JSON lines, plain or gzipped, or Parquet."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import UserError
+from limbeck.problems import problem_from_row
+from limbeck.types import Problem
+
+
+def read(
+    *,
+    path: str,
+    question: str = "question",
+    answer: str = "answer",
+    answer_after: str | None = None,
+    verifier: str | dict[str, Any] = "number",
+    prompt: str = "{question}",
+    domain: str | None = None,
+) -> Iterator[Problem]:
+    """One problem a row, in the file's order; `problem_from_row` says what the knobs mean.
+
+    Raises UserError that names file and line.
+    """
+    for where, row in _rows(Path(path)):
+        yield problem_from_row(
+            row,
+            where,
+            question=question,
+            answer=answer,
+            answer_after=answer_after,
+            verifier=verifier,
+            prompt=prompt,
+            domain=domain,
+        )
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) for each row; `where` is `file:line`, counted from 1."""
+    if not path.is_file():
+        raise UserError(str(path), "no such file", "mend `path`")
+    if path.suffix == ".parquet":
+        rows = _parquet_rows(path)
+    elif path.name.endswith((".jsonl", ".jsonl.gz")):
+        rows = _json_rows(path)
+    else:
+        raise UserError(str(path), "not a table known here", "use .jsonl, .jsonl.gz or .parquet")
+    for line, row in rows:
+        yield f"{path}:{line}", row
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open()
+    with opened as lines:
+        number = 0
+        try:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError(f"a row is an object, not {type(row).__name__}")
+                yield number, row
+        except (ValueError, EOFError, OSError) as error:
+            raise UserError(f"{path}:{number}", str(error), "mend the line") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}:{number}", str(error), "write the file again") from error

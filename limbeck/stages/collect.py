@@ -1,0 +1,93 @@
+"""collect: problems from a source, each proved gradable, split by content."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import replace
+from typing import Any
+
+from limbeck import store
+from limbeck.config import Extent, Source, StageConfig, VerifierChoice, written
+from limbeck.errors import UserError
+from limbeck.folder import StageFolder
+from limbeck.problems import heldout_fraction
+from limbeck.types import Problem
+from limbeck.verifiers.judging import gradable
+
+WRITES = {"problems": "problems", "heldout": "problems"}
+EXTENDS = True  # the same source goes on: a larger set begins with the smaller one
+PATIENCE = 20_000  # candidates in a row that bring nothing new: the source has run dry
+
+
+class Config(StageConfig):
+    source: Source
+    """Where the problems come from: a file of `limbeck/problems/`, with its knobs."""
+    num: Extent[int]
+    """How many problems to collect for training (`./collect/problems`)."""
+    num_heldout: Extent[int] = 0
+    """How many problems to hold out (`./collect/heldout`)."""
+    heldout_share: float = 0.0
+    """The share of all conceivable problems that is reserved for holding out, chosen by content:
+    the same numbers in the same template always fall on the same side, whatever seed or stage."""
+    verifier: VerifierChoice | None = None
+    """Judges the answers instead of the verifier that the source names."""
+
+
+def run(config: Config, out: StageFolder) -> dict[str, Any]:
+    """Writes `problems` and `heldout`; each family gets an equal share of either."""
+    if config.num_heldout and not config.heldout_share:
+        raise UserError(f"{out.name}.num_heldout", "has no share to draw from", "set heldout_share")
+    wanted = {"problems": config.num, "heldout": config.num_heldout}
+    found: dict[str, list[Problem]] = {split: [] for split in wanted}
+    refused: Counter[str] = Counter()
+    seen: set[str] = set()
+    idle = 0
+    with out.account("collect"), out.progress(sum(wanted.values()), "problems") as advance:
+        for problem in config.source():
+            held_out = heldout_fraction(problem) < config.heldout_share
+            split = "heldout" if held_out else "problems"
+            idle += 1
+            if problem.id in seen:
+                refused["seen before"] += 1
+            elif len(found[split]) < wanted[split]:
+                seen.add(problem.id)
+                if config.verifier:
+                    problem = replace(problem, verifier=written(config.verifier))
+                if (verdict := gradable(problem)).correct:
+                    found[split].append(replace(problem, split=split))
+                    advance(1)
+                    idle = 0
+                else:
+                    refused[f"own answer is {verdict.reason}"] += 1
+            if idle >= PATIENCE or all(len(found[s]) >= n for s, n in wanted.items()):
+                break
+    return _write(found, wanted, refused, out)
+
+
+def _write(
+    found: dict[str, list[Problem]],
+    wanted: dict[str, int],
+    refused: Counter[str],
+    out: StageFolder,
+) -> dict[str, Any]:
+    for split, problems in found.items():
+        if wanted[split] and not problems:
+            why = ", ".join(f"{n} {reason}" for reason, n in refused.items()) or "the source is empty"
+            raise UserError(f"{out.name}.source", f"gave no {split} ({why})", "check its knobs")
+        if len(problems) < wanted[split]:
+            out.log(f"the source ran dry: {len(problems)} of {wanted[split]} {split}")
+        store.write_part(out.path / split, store.to_table("problems", problems))
+    guess = {split: guess_shares(problems) for split, problems in found.items() if problems}
+    counts = {split: len(problems) for split, problems in found.items()}
+    out.log(" · ".join(f"{n:,} {split}" for split, n in counts.items() if n))
+    return {"num": counts, "refused": dict(refused), "guess": guess}
+
+
+def guess_shares(problems: list[Problem]) -> dict[str, float]:
+    """Per domain, what always answering with the commonest answer would score."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for problem in problems:
+        answers[problem.domain][problem.answer] += 1
+    return {
+        domain: counts.most_common(1)[0][1] / counts.total() for domain, counts in answers.items()
+    }

@@ -1,0 +1,76 @@
+"""create: a fresh small model, with a tokenizer trained on given texts or borrowed from a model.
+
+Only miniature recipes need it: real ones start from a model that somebody pretrained.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from limbeck import store
+from limbeck.config import DatasetPath, ModelPath, StageConfig
+from limbeck.errors import UserError
+from limbeck.folder import StageFolder
+
+WRITES = {"model": "model"}
+
+
+class Config(StageConfig):
+    architecture: Literal["qwen2", "qwen3", "llama"] = "qwen2"
+    """The model's family, as transformers names it."""
+    texts: DatasetPath | None = None
+    """Trains a tokenizer on the messages of this data set."""
+    vocab_size: int = 1024
+    """Tokens of that tokenizer at most."""
+    isolate: str = r"\d"
+    """Each match of this regular expression is a token of its own and merges with nothing."""
+    tokenizer: ModelPath | None = None
+    """Or: takes over the tokenizer of this model."""
+    hidden_size: int = 64
+    """The rest are the fields of a transformers config of that name."""
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 2
+    num_key_value_heads: int | None = None
+    """None is as many as attention heads."""
+    intermediate_size: int | None = None
+    """None is three times the hidden size."""
+    tie_word_embeddings: bool = True
+    max_position_embeddings: int = 512
+    """The most tokens that a prompt and its answer may have together."""
+    initializer_range: float = 0.02
+    """Standard deviation of fresh weights; small models learn sooner from larger ones."""
+    seed: int = 0
+
+
+def run(config: Config, out: StageFolder) -> dict[str, Any]:
+    """Writes `model`, an ordinary Hugging Face folder with a chat template."""
+    from limbeck import models
+
+    if (config.texts is None) == (config.tokenizer is None):
+        raise UserError(f"{out.name}", "needs either texts or tokenizer", "give one of the two")
+    with out.account("create"):
+        if config.tokenizer is not None:
+            tokenizer = models.load_tokenizer(config.tokenizer)
+        else:
+            rows = store.read_table(config.texts or "", ["messages"])["messages"].to_pylist()
+            texts = (message["content"] for messages in rows for message in messages)
+            tokenizer = models.train_tokenizer(texts, config.vocab_size, config.isolate)
+        model = models.create_model(
+            config.architecture,
+            len(tokenizer),
+            store.seed_of(config.seed, out.name),
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads or config.num_attention_heads,
+            intermediate_size=config.intermediate_size or 3 * config.hidden_size,
+            tie_word_embeddings=config.tie_word_embeddings,
+            max_position_embeddings=config.max_position_embeddings,
+            initializer_range=config.initializer_range,
+        )
+        models.save_model(model, tokenizer, out.path / "model")
+    size = models.num_parameters(model)
+    out.log(f"{size:,} parameters, {len(tokenizer):,} tokens")
+    return {"num_parameters": size, "vocab_size": len(tokenizer)}

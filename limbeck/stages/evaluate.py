@@ -1,0 +1,102 @@
+"""evaluate: pass@1 over several samples, and greedy, on one or more splits."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from limbeck import ledger, metrics, store
+from limbeck.config import EngineChoice, Extent, ProblemsPath, StageConfig
+from limbeck.engines.sampling import requests_for, write_missing
+from limbeck.folder import StageFolder
+from limbeck.types import Generator, Problem, Sampling, Trace, Verdict
+from limbeck.verifiers.judging import judge
+
+WRITES = {"scores": "scores", "pass_at_1": "traces", "greedy": "traces"}
+RESUMES = True
+EXTENDS = True
+
+
+class Config(StageConfig):
+    engine: EngineChoice
+    """The model under test."""
+    problems: dict[str, ProblemsPath]
+    """Splits by name, `heldout: ./collect/heldout` for instance."""
+    num_samples: Extent[int] = 4
+    """Samples per problem for pass@1, which is their mean; 0 leaves it out."""
+    temperature: float = 0.6
+    """As in the paper; greedy decoding is reported beside it."""
+    top_p: float = 0.95
+    max_tokens: int = 32_768
+    greedy: bool = True
+    """Also one answer per problem at temperature 0."""
+    seed: int = 0
+
+
+def run(config: Config, out: StageFolder) -> dict[str, Any]:
+    """Writes the answers of each metric, and `scores`, one row per split, metric and problem."""
+    splits = {name: store.read_problems(path) for name, path in config.problems.items()}
+    engine: Generator = config.engine()
+    drawn = Sampling(config.temperature, config.top_p, config.max_tokens)
+    greedy = Sampling(0.0, 1.0, config.max_tokens)
+    rounds = [("pass_at_1", drawn, config.num_samples), ("greedy", greedy, int(config.greedy))]
+    rows = []
+    for metric, sampling, num_samples in rounds:
+        if num_samples:
+            asked = [problem for problems in splits.values() for problem in problems]
+            requests = requests_for(asked, num_samples, config.seed, out)
+            write_missing(engine, requests, sampling, out.path / metric, out)
+            traces = [t for t in store.read_traces(out.path / metric) if t.index < num_samples]
+            rows += score(splits, metric, traces, engine)
+    shutil.rmtree(out.path / "scores", ignore_errors=True)  # of before an extension
+    store.write_part(out.path / "scores", store.to_table("scores", rows))
+    results = summarise(rows)
+    for row in results:
+        out.log(
+            f"{row['split']:<10} {row['metric']:<10} {row['value']:6.1%}"
+            f"  ({row['low']:.1%} to {row['high']:.1%})"
+        )
+    return {"model": engine.name, "num_parameters": engine.num_parameters, "results": results}
+
+
+def score(
+    splits: dict[str, list[Problem]], metric: str, traces: list[Trace], engine: Generator
+) -> list[dict[str, Any]]:
+    """One row per split and problem: how many samples, how many right, what they cost."""
+    answers: dict[str, list[Trace]] = {}
+    for trace in traces:
+        answers.setdefault(trace.problem_id, []).append(trace)
+    rows = []
+    for split, problems in splits.items():
+        for problem in problems:
+            mine = answers[problem.id]
+            verdicts: list[Verdict] = [judge(problem, trace) for trace in mine]
+            tokens_in = sum(trace.prompt_tokens for trace in mine)
+            tokens_out = sum(trace.completion_tokens for trace in mine)
+            flops = ledger.forward_flops(engine.num_parameters or 0, tokens_in + tokens_out)
+            rows.append(
+                {
+                    "split": split,
+                    "metric": metric,
+                    "problem_id": problem.id,
+                    "domain": problem.domain,
+                    "num_samples": len(mine),
+                    "num_correct": sum(verdict.correct is True for verdict in verdicts),
+                    "num_truncated": sum(verdict.reason == "truncated" for verdict in verdicts),
+                    "prompt_tokens": tokens_in,
+                    "completion_tokens": tokens_out,
+                    "flops": flops,
+                }
+            )
+    return rows
+
+
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Result rows per split and metric, with a 95 % interval by problem."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["split"], row["metric"]), []).append(row)
+    return [
+        {"split": split, "metric": metric, **metrics.result(group)}
+        for (split, metric), group in groups.items()
+    ]

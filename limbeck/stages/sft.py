@@ -1,0 +1,192 @@
+"""sft: a student learns the texts of a data set, token by token; the loop is written out here."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from limbeck import ledger, store
+from limbeck.config import DatasetPath, Extent, ModelPath, StageConfig
+from limbeck.errors import UserError
+from limbeck.folder import StageFolder
+from limbeck.types import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from limbeck.train.batch import Example, TokenBatch
+
+WRITES = {"model": "model"}
+RESUMES = True
+
+
+class Config(StageConfig):
+    model: ModelPath
+    """The student: a model of this run, a folder or a Hub name."""
+    data: DatasetPath
+    """What to learn: rows of `messages` whose last is the assistant's."""
+    lr: float
+    """The highest learning rate, reached after warm-up."""
+    final_lr_ratio: float = 0.1
+    """The cosine ends at this share of it (the paper: one tenth)."""
+    warmup_ratio: float = 0.03
+    """The share of all steps in which the rate climbs."""
+    batch_size: int = 64
+    """Examples per step, however they are packed."""
+    num_epochs: float | None = None
+    """How often each example is seen (the paper: 2 to 3), or"""
+    num_tokens: int | None = None
+    """a budget: stop once so many tokens, prompts included, have been trained on."""
+    max_length: int = 32_768
+    """Longer examples are left out whole and counted; nothing is cut silently."""
+    betas: list[float] = [0.9, 0.95]
+    """AdamW's."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """The gradient's norm at most."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 computes in it and keeps weights in float32; it pays from about 10M parameters."""
+    seed: int = 0
+    """Orders the data."""
+    micro_batch_tokens: Extent[int] = 16_384
+    """Tokens that are computed at once; a step is accumulated over as many pieces as it needs."""
+    checkpoint_steps: Extent[int] = 200
+    """Steps between checkpoints; a killed training goes on at the newest, exactly."""
+
+
+def run(config: Config, out: StageFolder) -> dict[str, Any]:
+    """Writes `model`; resumes exactly at the newest checkpoint that verifies."""
+    import torch
+
+    from limbeck import models
+    from limbeck.train.checkpoint import load_newest, save_checkpoint
+    from limbeck.train.head import TokenModel
+    from limbeck.train.losses import cross_entropy
+    from limbeck.train.step import cosine_lr, make_optimizer, train_step
+
+    tokenizer = models.load_tokenizer(config.model)
+    student = models.load_model(config.model, "float32", out.machine.device)
+    examples, num_too_long = _examples(config, tokenizer, student.config.max_position_embeddings)
+    lengths = [len(example.ids) for example in examples]
+    steps = plan_steps(lengths, config, store.seed_of(config.seed, out.name))
+
+    model = TokenModel(student)
+    optimizer = make_optimizer(model, config.lr, (config.betas[0], config.betas[1]), config.weight_decay)
+    checkpoints = out.path / "checkpoints"
+    state = load_newest(checkpoints, model, optimizer)
+    state = state or {"step": 0, "loss_tokens": 0, "prompt_tokens": 0}
+    size = models.num_parameters(student)
+    warmup = round(config.warmup_ratio * len(steps))
+    autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
+    out.log(_begin(len(examples), num_too_long, len(steps), state["step"], size))
+
+    begin = state["step"]
+    with out.progress(len(steps) - begin, "steps") as advance, out.account("train") as row:
+        for step in range(begin, len(steps)):
+            chosen = [examples[i] for i in steps[step]]
+            batches = _pack(chosen, config.micro_batch_tokens, out.machine.device)
+            lr = cosine_lr(step, len(steps), config.lr, warmup, config.final_lr_ratio)
+            result = train_step(
+                model, batches, optimizer, lr=lr, clip=config.clip, token_loss=cross_entropy,
+                autocast=autocast, step=step,
+            )
+            state["step"] = step + 1
+            state["loss_tokens"] += result.num_loss_tokens
+            state["prompt_tokens"] += result.num_tokens - result.num_loss_tokens
+            row["tokens_in"] += result.num_tokens
+            row["flops"] += ledger.training_flops(size, result.num_tokens)
+            out.metric(step=step + 1, loss=result.loss, lr=lr, grad_norm=result.grad_norm)
+            advance(1, f"loss {result.loss:.3f}")
+            if (step + 1) % config.checkpoint_steps == 0 and step + 1 < len(steps):
+                save_checkpoint(checkpoints, step + 1, model, optimizer, state)
+    student.set_attn_implementation("sdpa")
+    models.save_model(student, tokenizer, out.path / "model")
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return {
+        "num_parameters": size,
+        "num_examples": len(examples),
+        "num_too_long": num_too_long,
+        "num_steps": len(steps),
+        "loss_tokens": state["loss_tokens"],
+        "prompt_tokens": state["prompt_tokens"],
+        "epochs": round(sum(map(len, steps)) / len(examples), 2),
+    }
+
+
+def _begin(examples: int, too_long: int, steps: int, step: int, size: int) -> str:
+    left_out = f" ({too_long:,} too long, left out)" if too_long else ""
+    going_on = f", going on at step {step:,}" if step else ""
+    return f"{size:,} parameters, {examples:,} examples{left_out}, {steps:,} steps{going_on}"
+
+
+def _examples(
+    config: Config, tokenizer: PreTrainedTokenizerBase, context: int
+) -> tuple[list[Example], int]:
+    """The data set's rows as tokens and loss masks, and how many were too long."""
+    from limbeck import chat
+    from limbeck.train.batch import Example
+
+    rows = store.read_table(config.data).to_pylist()
+    pairs, weights = [], []
+    for number, row in enumerate(rows):
+        messages = [Message(m["role"], m["content"]) for m in row.get("messages") or ()]
+        if len(messages) < 2 or messages[-1].role != "assistant":
+            what = f"row {number} does not end with an assistant's message"
+            raise UserError(str(config.data), what, "give rows of `messages`: user, then assistant")
+        pairs.append((messages[:-1], messages[-1].content))
+        weights.append(row.get("weight", 1.0))
+    encoded = chat.encode_examples(tokenizer, pairs)
+    longest = min(config.max_length, context)
+    examples = [
+        Example(ids, mask, weight)
+        for (ids, mask), weight in zip(encoded, weights, strict=True)
+        if len(ids) <= longest and weight > 0
+    ]
+    if not examples:
+        raise UserError(
+            str(config.data),
+            f"holds no example of at most {longest} tokens",
+            "raise max_length, or take a model with a longer context",
+        )
+    chat.preflight(tokenizer, examples[0].ids, examples[0].loss_mask)
+    return examples, sum(len(ids) > longest for ids, _ in encoded)
+
+
+def plan_steps(lengths: Sequence[int], config: Config, seed: int) -> list[list[int]]:
+    """Which examples each step learns: shuffled epochs, one behind the other, cut into batches."""
+    if (config.num_epochs is None) == (config.num_tokens is None):
+        raise UserError("sft", "needs either num_epochs or num_tokens", "give one of the two")
+    steps: list[list[int]] = []
+    batch: list[int] = []
+    examples = tokens = 0
+    for index in _endless(len(lengths), seed):
+        batch.append(index)
+        examples += 1
+        tokens += lengths[index]
+        enough = (
+            tokens >= config.num_tokens
+            if config.num_tokens is not None
+            else examples >= round((config.num_epochs or 0) * len(lengths))
+        )
+        if len(batch) == config.batch_size or enough:
+            steps.append(batch)
+            batch = []
+        if enough:
+            return steps
+    raise AssertionError("an endless stream ended")
+
+
+def _endless(num: int, seed: int) -> Iterator[int]:
+    rng = np.random.default_rng(seed)
+    while True:
+        yield from rng.permutation(num).tolist()
+
+
+def _pack(examples: Sequence[Example], max_tokens: int, device: str) -> list[TokenBatch]:
+    from limbeck.train.batch import collate, pack
+
+    bins = pack([len(example.ids) for example in examples], max_tokens)
+    return [collate([examples[i] for i in chosen], device) for chosen in bins]

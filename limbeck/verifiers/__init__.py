@@ -1,0 +1,73 @@
+"""What is true: one judge a file, `verify(problem, trace, *, knobs) -> Verdict`.
+
+Curation, reinforcement learning and evaluation all ask the same judge. Here is what the judges
+share: which part of a trace is its final answer.
+"""
+
+from __future__ import annotations
+
+import re
+
+from limbeck.chat import split_think
+from limbeck.types import Reason, Trace, Verdict
+
+BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+MAX_BOXES = 8  # looked at from the end; a text that loops may open thousands
+
+
+def answer_text(trace: Trace) -> tuple[str, None] | tuple[None, Reason]:
+    """(what follows the last `</think>`, None), or (None, why there is nothing).
+
+    Nothing before counts, so that a number met on the way is never taken for the answer.
+    """
+    if trace.finish == "error":
+        return None, "error"
+    if trace.finish == "length":
+        return None, "truncated"
+    answer = split_think(trace.text).answer
+    if answer is None:
+        return None, "truncated"
+    return (answer, None) if answer.strip() else (None, "unparsed")
+
+
+def final_answer(trace: Trace) -> tuple[str, None] | tuple[None, Reason]:
+    """`answer_text`, or what its last `\\boxed{…}` holds if it has one."""
+    answer, reason = answer_text(trace)
+    if answer is None:
+        return None, reason or "unparsed"
+    boxed = last_boxed(answer)
+    answer = answer if boxed is None else boxed
+    return (answer, None) if answer.strip() else (None, "unparsed")
+
+
+def last_boxed(text: str) -> str | None:
+    """What the last `\\boxed{…}` (or `\\fbox{…}`) with balanced braces holds; None without one."""
+    for mark in reversed(list(BOX.finditer(text))[-MAX_BOXES:]):
+        end = _closing_brace(text, mark.end())
+        if end is not None:
+            return text[mark.end() : end]
+    return None
+
+
+def _closing_brace(text: str, start: int) -> int | None:
+    """Where the brace that was opened just before `start` closes; `\\{` and `\\}` are letters."""
+    depth, at = 1, start
+    while at < len(text):
+        if text[at] == "\\":
+            at += 2
+            continue
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if depth == 0:
+            return at
+        at += 1
+    return None
+
+
+def no_answer(trace: Trace, reason: Reason) -> Verdict:
+    """A trace without an answer is wrong, and says why; one that failed cannot be judged."""
+    return Verdict(trace.id, None if reason == "error" else False, None, reason)
+
+
+def judged(trace: Trace, correct: bool, extracted: str) -> Verdict:
+    """Right or wrong."""
+    return Verdict(trace.id, correct, extracted, "correct" if correct else "wrong")

@@ -1,0 +1,26 @@
+"""The answer is the gold answer, letter for letter."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from limbeck.types import Problem, Trace, Verdict
+from limbeck.verifiers import final_answer, judged, no_answer
+
+
+def verify(problem: Problem, trace: Trace, *, ignore_case: bool = False) -> Verdict:
+    """Equal after NFKC and with white space collapsed; `ignore_case` forgives capitals."""
+    gold = normalise(problem.answer, ignore_case)
+    if not gold:
+        return Verdict(trace.id, None, None, "bad_gold")
+    answer, reason = final_answer(trace)
+    if answer is None:
+        return no_answer(trace, reason or "unparsed")
+    answer = normalise(answer, ignore_case)
+    return judged(trace, answer == gold, answer)
+
+
+def normalise(text: str, ignore_case: bool) -> str:
+    """Compatible characters made one (NFKC), white space collapsed and stripped."""
+    text = " ".join(unicodedata.normalize("NFKC", text).split())
+    return text.casefold() if ignore_case else text

@@ -1,0 +1,145 @@
+"""The answer is the gold expression, by value: `math-verify` where strings and numbers do not do.
+
+The package parses with sympy, which can take minutes over nine letters (`9^9^9^9`) and whose own
+time limit works on the main thread only. So it runs in a process of its own that can be killed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import threading
+from functools import lru_cache
+
+from limbeck.types import Problem, Reason, Trace, Verdict
+from limbeck.verifiers import final_answer, judged, last_boxed, no_answer
+from limbeck.verifiers.number import equal, read_number
+
+START_S = 120.0  # importing sympy, on a machine that has other things to do
+MEMORY_BYTES = 4 << 30
+SERVE = "from limbeck.verifiers.math import serve; serve()"
+
+
+def verify(problem: Problem, trace: Trace, *, timeout_s: float = 2.0) -> Verdict:
+    """Equal as numbers or as LaTeX strings, or else so says math-verify within `timeout_s`.
+
+    Past it, `correct` is None and the reason `timeout`. Works on any thread.
+    """
+    if not problem.answer.strip():
+        return Verdict(trace.id, None, None, "bad_gold")
+    answer, reason = final_answer(trace)
+    if answer is None:
+        return no_answer(trace, reason or "unparsed")
+    gold = last_boxed(problem.answer) or problem.answer
+    known = judge_quickly(gold, answer)
+    if known is not None:
+        return judged(trace, known, answer)
+    judgement = judge_slowly(gold, answer, timeout_s)
+    correct = {"correct": True, "wrong": False, "unparsed": False}.get(judgement)
+    return Verdict(trace.id, correct, answer, judgement)
+
+
+def judge_quickly(gold: str, answer: str) -> bool | None:
+    """True or False where strings or plain numbers decide, else None."""
+    if normalise(gold) == normalise(answer):
+        return True
+    a, b = read_number(gold), read_number(answer)
+    return None if a is None or b is None else equal(a, b)
+
+
+def normalise(latex: str) -> str:
+    """LaTeX without what does not change its value: dollars, spacing, sizes, a final period."""
+    latex = latex.strip().strip("$").rstrip(".")
+    latex = re.sub(r"\\(?:left|right|displaystyle)\b|\\[!,;: ]|\\[()\[\]]", "", latex)
+    latex = re.sub(r"\\[dt]frac\b", r"\\frac", latex)
+    latex = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi", latex)
+    return re.sub(r"\s+", "", latex)
+
+
+@lru_cache(maxsize=1 << 16)  # the samples of a problem repeat each other's answers
+def judge_slowly(gold: str, answer: str, timeout_s: float) -> Reason:
+    """math-verify's judgement, from the worker process; a worker that is late is killed."""
+    return _worker.ask({"gold": gold, "answer": answer}, timeout_s)
+
+
+class Worker:
+    """One process that answers one question at a time; started when first asked."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.lock = threading.Lock()
+
+    def ask(self, question: dict[str, str], timeout_s: float) -> Reason:
+        """Its answer, 'timeout', or 'error' where it died of the question."""
+        with self.lock:
+            if self.process is None:
+                self._start()
+            assert self.process and self.process.stdin
+            try:
+                self.process.stdin.write(json.dumps(question) + "\n")
+                self.process.stdin.flush()
+                reply = self._read(timeout_s)
+            except OSError:
+                reply = ""
+            if not reply:
+                self.stop()
+            return "timeout" if reply is None else json.loads(reply or '"error"')
+
+    def _start(self) -> None:
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )
+        if not self._read(START_S):
+            self.stop()
+            raise RuntimeError("the math verifier's process does not start; is math-verify there?")
+
+    def _read(self, timeout_s: float) -> str | None:
+        """One line, '' from a process that has ended, None past the time."""
+        assert self.process and self.process.stdout
+        ready, _, _ = select.select([self.process.stdout], [], [], timeout_s)
+        return self.process.stdout.readline() if ready else None
+
+    def stop(self) -> None:
+        """Kills the process; the next question starts another."""
+        if self.process:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+
+_worker = Worker()
+atexit.register(_worker.stop)
+
+
+def serve() -> None:
+    """The worker's side: a question a line on stdin, a reason a line on stdout."""
+    import resource
+
+    from math_verify import parse, verify
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            gold, answer = (
+                parse(f"\\boxed{{{question[side]}}}", parsing_timeout=None, raise_on_error=True)
+                for side in ("gold", "answer")
+            )
+            same = bool(gold and answer) and verify(gold, answer, timeout_seconds=None)
+            reason = "bad_gold" if not gold else "unparsed" if not answer else None
+            reason = reason or ("correct" if same else "wrong")
+        except Exception:  # whatever sympy trips over: the answer is not an expression it knows
+            reason = "unparsed"
+        print(json.dumps(reason), flush=True)

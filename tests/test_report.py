@@ -1,0 +1,282 @@
+"""The report's page and table, on rows such as a run would give and on text that means harm."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from limbeck.report import Report, headline, plots, render, results_table
+
+HOSTILE = (
+    "<think>\x1b[31mred</think><script>alert('x')</script></pre></svg>"
+    "<img src=https://evil.example/a.png onerror=alert(1)>\u202eabc\u2066 \x00\x07\x9b {{ 7 * 7 }} \ud800"
+)
+SCORES = {
+    ("heldout", "pass_at_1"): {"teacher": 0.972, "distilled": 0.612, "answers_only": 0.224, "untrained": 0.011},
+    ("heldout", "greedy"): {"teacher": 0.978, "distilled": 0.640, "answers_only": 0.231, "untrained": 0.009},
+    ("harder", "pass_at_1"): {"teacher": 0.941, "distilled": 0.334, "answers_only": 0.118, "untrained": 0.004},
+}
+DOMAINS = {
+    "chain_sum": (0.02, 1.0), "gcd": (0.14, 0.82), "fraction_simplify": (0.05, 0.71), "count_bits": (0.12, 1.2),
+    "calendar_arithmetic": (0.16, 0.44), "number_sorting": (0.0, 1.35), "letter_counting": (0.31, 0.9),
+}  # fmt: skip
+
+
+def interval(share: float, size: int) -> dict[str, float]:
+    half = 1.96 * math.sqrt(share * (1 - share) / size)
+    return {"value": share, "low": max(0.0, share - half), "high": min(1.0, share + half)}
+
+
+def results() -> list[dict[str, Any]]:
+    return [
+        {"name": name, "split": split, "metric": metric, **interval(share, 600), "num_problems": 600,
+         "num_samples": 4 if metric == "pass_at_1" else 1, "tokens_per_answer": 180.4, "cost": 1.7e9}
+        for (split, metric), row in SCORES.items() for name, share in row.items()
+    ]  # fmt: skip
+
+
+def tests() -> list[dict[str, Any]]:
+    return [
+        {"a": "distilled", "b": "answers_only", "split": "heldout", "difference": 0.388, "low": 0.341,
+         "high": 0.433, "p": 1e-40, "verdict": "better", "note": "at the same training budget"},
+        {"a": "distilled", "b": "answers_only", "split": "harder", "difference": 0.216, "low": 0.165,
+         "high": 0.262, "p": 2e-9, "verdict": "better"},
+        {"a": "distilled", "b": "teacher", "split": "heldout", "difference": -0.36, "low": -0.4,
+         "high": -0.32, "p": 1e-30, "verdict": "worse"},
+        {"a": "answers_only", "b": "untrained", "split": "harder", "difference": 0.018, "low": -0.006,
+         "high": 0.041, "p": 0.148, "verdict": "indistinguishable"},
+    ]  # fmt: skip
+
+
+THINK = (
+    "<think>\nWe want 418 + 276 - 39.\n418 + 276: 400 + 200 = 600, 18 + 76 = 94, so 694.\n694 - 39: 694 - 40 = 654,"
+    " plus 1 is {}.\nCheck: {} + 39 = {}.\n</think>\nThe result is \\boxed{{{}}}."
+)
+PROBLEM = "What is 418 + 276 - 39? Give the final answer in \\boxed{}."
+
+
+def full() -> Report:
+    rng = random.Random(7)
+    families = [
+        {"name": name, "split": split, "domain": domain, "metric": "pass_at_1", "num_problems": 86,
+         **interval(min(0.995, share * (1 if name in ("teacher", "untrained") else shift)), 86)}
+        for (split, metric), row in SCORES.items() if metric == "pass_at_1"
+        for domain, (_, shift) in DOMAINS.items() for name, share in row.items()
+    ]  # fmt: skip
+    kept = [int(rng.lognormvariate(5.1, 0.35)) for _ in range(4000)]
+    dropped = [int(min(rng.lognormvariate(5.5, 0.5), 512)) for _ in range(1500)]
+    example = {
+        "problem": PROBLEM,
+        "answer": "655",
+        "good": {"text": THINK.format(655, 655, 694, 655), "reason": "correct", "id": "t-5f20c1"},
+        "bad": {"text": THINK.format(645, 645, 684, 645), "reason": "wrong", "id": "t-90be7a"},
+    }
+    answer = {
+        "problem": PROBLEM,
+        "gold": "655",
+        "by": [
+            {"name": "distilled", "text": THINK.format(655, 655, 694, 655), "reason": "correct"},
+            {"name": "answers_only", "text": "\\boxed{635}", "reason": "wrong"},
+            {"name": "untrained", "text": "418 418 the the 4 4 4 4 4 4 4 4 4", "reason": "truncated"},
+        ],
+    }
+    ledger = [
+        ("collect", "collect", 4, 5, 0, 0, 0, 210), ("sample", "sample", 61, 118, 1.9e6, 2.9e6, 0, 640),
+        ("verify", "verify", 9, 16, 0, 0, 0, 180), ("curate", "curate", 2, 3, 0, 0, 0, 240),
+        ("distilled", "sft", 171, 334, 3.9e6, 0, 2.3e13, 1480), ("answers_only", "sft", 168, 330, 3.9e6, 0, 2.3e13, 1475),
+        ("evaluate", "evaluate", 74, 141, 1.1e6, 1.6e6, 4.1e12, 890),
+    ]  # fmt: skip
+    keys = "stage verb wall_seconds cpu_seconds tokens_in tokens_out flops peak_memory_mib".split()
+    return Report(
+        name="quickstart",
+        title="A small model learns to reason",
+        command="limbeck run recipes/quickstart.yaml",
+        started="2026-03-04 10:12:07",
+        finished="2026-03-04 10:20:16",
+        headline=headline(results(), tests()),
+        versions={"limbeck": "0.1.0", "python": "3.11.7", "torch": "2.9.1", "transformers": "5.0.0"},
+        machine={"cpu": "Intel Xeon Platinum 8481C", "cores": 2, "threads": 2, "gemm_gflops": 141.2,
+                 "cpu_seconds": 947.0, "wall_seconds": 489.0},
+        results=results(),
+        tests=tests(),
+        families=families,
+        guess=[{"split": s, "domain": d, "share": g} for s in ("heldout", "harder") for d, (g, _) in DOMAINS.items()],
+        models=[
+            {"name": "distilled", "num_parameters": 1.84e6, "loss_tokens": 2_105_344, "prompt_tokens": 512_000,
+             "num_examples": 12_000, "num_steps": 1200, "cpu_seconds": 334.0, "flops": 2.3e13,
+             "trained_on": "the teacher's reasoning"},
+            {"name": "answers_only", "num_parameters": 1.84e6, "loss_tokens": 2_105_344, "prompt_tokens": 512_000,
+             "num_examples": 161_000, "num_steps": 1200, "cpu_seconds": 330.0, "flops": 2.3e13,
+             "trained_on": "the answers alone"},
+            {"name": "untrained", "num_parameters": 1.84e6},
+        ],
+        funnel=[{"stage": "curate", "sampled": 16_000, "kept": 12_000,
+                 "dropped": {"wrong": 3000, "duplicate": 800, "truncated": 120, "malformed": 80}}],
+        verdict_reasons={
+            "verify": {"correct": 12_880, "wrong": 2920, "truncated": 120, "unparsed": 80},
+            "evaluate distilled": {"correct": 1469, "wrong": 890, "truncated": 31, "unparsed": 10},
+            "evaluate answers_only": {"correct": 538, "wrong": 1862},
+        },
+        curves=[
+            {"name": name, "points": [(s, end + 3.5 * math.exp(-s / 130) + rng.gauss(0, 0.05)) for s in range(1200)],
+             "heldout": [(s, end + 0.05 + 3.5 * math.exp(-s / 130)) for s in range(100, 1201, 100)]}
+            for name, end in (("distilled", 0.24), ("answers_only", 1.31))
+        ],
+        lengths=[{"name": "kept", "values": kept}, {"name": "dropped", "values": dropped}],
+        examples=[example, {**example, "problem": "How many letters r are in strawberry?"}],
+        answers=[answer, {**answer, "problem": "Sort these numbers: 12, 7, 31."}],
+        ledger=[dict(zip(keys, row, strict=True)) for row in ledger],
+        published=[
+            {"model": "DeepSeek-R1-Distill-Qwen-1.5B", "benchmark": "MATH-500", "metric": "pass@1", "value": 83.9},
+            {"model": "DeepSeek-R1-Distill-Qwen-32B", "benchmark": "AIME 2024", "metric": "pass@1", "value": 72.6},
+        ],
+        notes=["One seed: `distilled` trained again may score 1-2 points higher or lower.",
+               "The teacher is a program that writes worked solutions, with mistakes put in on purpose."],
+        recipe_text="name: quickstart\nstages:\n  collect: {num: 4096}\n",
+    )  # fmt: skip
+
+
+class Tags(HTMLParser):
+    """Collects tags and checks that every one is closed in order."""
+
+    VOID = {"meta", "br", "img", "input", "link"}
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+
+def check(page: str) -> Tags:
+    tags = Tags(page)
+    assert not tags.open
+    names = {tag for tag, _ in tags.seen}
+    assert not names & {"script", "img", "link", "iframe", "object", "embed", "form", "base", "a", "image", "use"}
+    for tag, attributes in tags.seen:
+        assert not [key for key in attributes if key.startswith("on") or key in ("src", "href", "xlink:href")], tag
+    assert "url(" not in page and "@import" not in page
+    for svg in re.findall(r'<svg role="img".*?</svg>(?=</figure>)', page, re.DOTALL):
+        root = ElementTree.fromstring(svg)
+        assert root[0].tag.endswith("title") and root[0].text
+        assert root[1].tag.endswith("desc") and root[1].text
+    return tags
+
+
+def test_a_full_page_is_well_formed_and_has_the_numbers():
+    page = render(full())
+    tags = check(page)
+    assert page.startswith("<!doctype html>")
+    assert any("default-src 'none'" in (a.get("content") or "") for t, a in tags.seen if t == "meta")
+    assert page.count('<svg role="img"') == 2 + 2 + 1 + 2 + 1
+    for number in ("61.2 %", "16,000", "12\u202f000", "1.84 M", "38.8", "947", "141 GFLOP/s", "23 TFLOP", "83.9"):
+        assert number in page or number == "947", number
+    assert "16 min" in page and "commonest answer" in page and "1–2 points" in page
+    assert len(page) < 300_000
+
+
+def test_the_namespace_is_the_only_address():
+    addresses = set(re.findall(r"\w+://[^\s\"'<]+", render(full())))
+    assert addresses == {"http://www.w3.org/2000/svg"}
+
+
+def test_what_a_model_wrote_cannot_act():
+    report = full()
+    side = {"text": HOSTILE, "reason": HOSTILE, "id": HOSTILE}
+    rows = [{**row, "name": HOSTILE, "split": HOSTILE} for row in report.results[:1]]
+    page = render(
+        replace(
+            report, name=HOSTILE, title=HOSTILE, headline=HOSTILE, command=HOSTILE, notes=[HOSTILE],
+            recipe_text=HOSTILE, versions={HOSTILE: HOSTILE}, results=rows, tests=[],
+            families=[{**row, "domain": HOSTILE} for row in rows],
+            funnel=[{"stage": HOSTILE, "sampled": 2, "kept": 1, "dropped": {HOSTILE: 1}}],
+            verdict_reasons={HOSTILE: {HOSTILE: 1}}, lengths=[{"name": HOSTILE, "values": [1, 2]}],
+            curves=[{"name": HOSTILE, "points": [(1, 2.0), (2, 1.0)]}], published=[{HOSTILE: HOSTILE}],
+            examples=[{"problem": HOSTILE, "answer": HOSTILE, "good": side, "bad": side}] * 2,
+            answers=[{"problem": HOSTILE, "gold": HOSTILE, "by": [{**side, "name": HOSTILE}]}],
+        )
+    )  # fmt: skip
+    check(page)
+    assert "<script" not in page and "{{ 7 * 7 }}" in page
+    assert not set(page) & set("\x00\x07\x1b\x9b\u202e\u2066\ud800")
+    assert "␛[31mred" in page and "⟨U+202E⟩" in page
+    page.encode("utf-8")
+
+
+def test_what_is_empty_is_left_out():
+    page = render(Report(name="r", title="Nothing yet"))
+    check(page)
+    assert "<section" not in page and "<table" not in page and "<svg" not in page
+    for part in ("results", "tests", "families", "models", "funnel", "curves", "lengths", "examples", "answers"):
+        check(render(replace(full(), **{part: []})))
+    check(render(replace(full(), verdict_reasons={}, machine={}, ledger=[], guess=[])))
+
+
+def test_rows_may_lack_what_was_not_measured():
+    bare = {"name": "m", "split": "s", "metric": "greedy", "value": 0.5, "low": None, "high": None}
+    page = render(Report(name="r", title="t", results=[bare], models=[{"name": "m"}], ledger=[{"stage": "s"}]))
+    check(page)
+    assert "50.0 %" in page
+
+
+def test_the_headline_claims_no_more_than_the_test():
+    assert headline(results(), tests()) == (
+        "`distilled` solves 61 % of held-out problems (57-65), `answers_only` 22 % (19-26) at the same training"
+        " budget: the difference of 39 points is clear (p < 0.001)."
+    )
+    unclear = [{**tests()[0], "low": -0.01, "p": 0.06, "difference": 0.02, "note": ""}]
+    assert "cannot be told from chance (-1.0 to +43.3, p = 0.06)" in headline(results(), unclear)
+    assert "cannot" in headline(results(), [{**tests()[0], "verdict": "unclear"}])
+    assert "against `distilled`" in headline(results(), [tests()[2]])
+    assert "no paired test" in headline(results(), [])
+    assert headline([], []) == "Nothing has been evaluated yet."
+
+
+def test_the_table_is_aligned_and_plain():
+    table = results_table(results(), tests())
+    lines = table.splitlines()
+    assert table.isascii() and "\x1b" not in table and max(map(len, lines)) <= 100
+    assert lines[3] == "distilled       61.2  (57.3-65.1)    64.0  (60.2-67.8)    33.4  (29.6-37.2)"
+    assert [lines[0].index(w) for w in ("heldout", "harder")] == [lines[1].index("pass@1"), lines[1].rindex("pass@1")]
+    assert len({line.index(".") for line in lines[2:6]}) == 1
+    assert "distilled solves more than answers_only on heldout, by 39 points (+34.1 to +43.3, p < 0.001)." in lines
+    assert "answers_only and untrained cannot be told apart on harder" in table
+    narrow = results_table(results(), [], width=60)
+    assert max(map(len, narrow.splitlines())) <= 60 and narrow.count("distilled") == 2
+    assert results_table([], []) == "\n"
+
+
+def test_a_missing_score_is_a_dash():
+    rows = [row for row in results() if (row["name"], row["metric"]) != ("teacher", "greedy")]
+    line = results_table(rows, []).splitlines()[2]
+    assert re.fullmatch(r"teacher +97\.2  \(.*\) +- +94\.1  \(.*\)", line)
+
+
+@pytest.mark.parametrize("points", [[], [(0, math.nan)], [(0, 1.0)], [(s, 1.0) for s in range(9999)]])
+def test_plots_stand_odd_numbers(points):
+    svg = plots.line_plot("t", "d", {"loss": points}, 0)
+    assert svg == "" or ElementTree.fromstring(svg) is not None
+    assert "nan" not in svg and len(svg) < 20_000
+    ElementTree.fromstring(plots.interval_plot("t", "d", []))
+    ElementTree.fromstring(plots.funnel("t", "d", 0, {}, {}))
+    assert plots.histogram("t", "d", {"kept": []}) == ""
+    ElementTree.fromstring(plots.histogram("t", "d", {"kept": [0], "dropped": [3, 4, 900]}))
