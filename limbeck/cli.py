@@ -115,17 +115,24 @@ def _command() -> str:
     return shlex.join(["limbeck", *sys.argv[1:]])
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, to be drained like Ctrl-C."""
+class _Stopped(BaseException):
+    """Ctrl-C or SIGTERM. Not a KeyboardInterrupt, which typer would take for itself."""
+
+    def __init__(self, number: int):
+        self.exit_code = 128 + number
 
 
-def _terminate(*_: Any) -> NoReturn:
-    raise _Terminated
+def _stop(number: int, _: Any) -> NoReturn:
+    """The first signal unwinds the work; a second one leaves at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise _Stopped(number)
 
 
 def main() -> None:
     """Runs a command; mistakes of the user become one line each and exit code 2."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(_exit_code(lambda: app(standalone_mode=False)))
 
 
@@ -136,15 +143,14 @@ def _exit_code(command: Callable[[], Any]) -> int:
         for line in str(error).splitlines():
             typer.echo(f"limbeck: {line}", err=True)
         return 2
+    except _Stopped as stopped:
+        typer.echo(f"\nstopped; what was finished is kept. Go on with: {_command()}", err=True)
+        return stopped.exit_code
     except typer.Exit as error:
         return error.exit_code
-    except typer.Abort:
-        return 130
-    except KeyboardInterrupt as error:
-        typer.echo(f"\nstopped; what was finished is kept. Go on with: {_command()}", err=True)
-        return 143 if isinstance(error, _Terminated) else 130
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own words for a wrong command line
-            typer.echo(f"limbeck: {error.format_message()}; see limbeck --help", err=True)
+            if said := error.format_message().rstrip("."):
+                typer.echo(f"limbeck: {said}; see limbeck --help", err=True)
             return 2
         raise

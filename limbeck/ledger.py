@@ -40,6 +40,22 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
+def gemm_gflops(seconds: float = 0.5) -> float:
+    """What this machine's matrix product reaches now, fp32, 1024 x 1024, in GFLOP/s.
+
+    Shared machines differ from minute to minute; a time beside this figure can be compared.
+    """
+    import torch
+
+    matrix = torch.ones(1024, 1024)
+    matrix @ matrix
+    count, begun = 0, time.monotonic()
+    while (spent := time.monotonic() - begun) < seconds:
+        matrix @ matrix
+        count += 1
+    return round(count * 2 * 1024**3 / spent / 1e9, 1)
+
+
 @contextmanager
 def account(path: Path, work: str) -> Iterator[dict[str, Any]]:
     """Times a piece of work and adds its row to the ledger; the caller fills in what was used."""

@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -74,7 +75,7 @@ def load_model(source: str | Path, dtype: str = "float32", device: str = "cpu") 
         )
     except (OSError, ValueError) as error:
         raise _cannot_load(source, "model", error) from error
-    return model.to(device=pick_device(device))
+    return model.to(pick_device(device))  # type: ignore[arg-type]  # its decorator hides self
 
 
 def create_model(
@@ -93,6 +94,12 @@ def create_model(
     own take another than qwen2: transformers' AutoTokenizer, hence other programs, would replace
     its splitting rules.
     """
+    if architecture not in CONFIG_MAPPING:
+        raise UserError(
+            "model",
+            f"transformers knows no architecture {architecture!r}",
+            "take qwen3, llama or another of its model types",
+        )
     known = AutoConfig.for_model(architecture).to_dict()
     unknown = sorted(set(sizes) - set(known))
     if unknown:

@@ -35,7 +35,7 @@ class Stage:
 
     @property
     def module(self) -> ModuleType:
-        return importlib.import_module(f"limbeck.stages.{self.verb}")
+        return _module(self.verb)
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,13 @@ def load(
         _override(value, key, setting, check)
     machine = check.config((), "machine", Machine, value.get("machine") or {})
     checked = []
+    writes: dict[str, dict[str, str] | None] = {}  # of the stages so far; None: nobody knows
     for name, entry in value["stages"].items():
         if stage := check.stage(name, entry):
+            check.references(stage, writes, list(value["stages"]))
             checked.append(stage)
-    check.references(checked, list(value["stages"]))
+        verb = entry.get("stage", name)
+        writes[name] = _module(verb).WRITES if verb in VERBS else None
     if check.errors:
         raise UserErrors(check.errors)
     name = str(value.get("name") or (path.stem if path else "run"))
@@ -209,49 +212,54 @@ class _Check:
             return None
 
     def stage(self, name: Any, entry: dict[str, Any]) -> Stage | None:
-        verb = entry.pop("stage", name)
+        verb = entry.get("stage", name)
+        settings = {key: setting for key, setting in entry.items() if key != "stage"}
         if not re.fullmatch(r"[A-Za-z_][\w-]*", str(name)):
             self.wrong(("stages", name), "is no stage name; use letters, digits, _ and -")
             return None
         if verb not in VERBS:
             self.wrong(("stages", name), f"no stage is called {verb!r}; {suggest(str(verb), VERBS)}")
             return None
-        module = importlib.import_module(f"limbeck.stages.{verb}")
-        config = self.config(("stages",), name, module.Config, entry)
+        config = self.config(("stages",), name, _module(verb).Config, settings)
         return Stage(name, verb, config) if config is not None else None
 
-    def references(self, stages: list[Stage], names: list[str]) -> None:
-        """Each `./stage/output` must name what an earlier stage writes; what lies outside exists."""
-        earlier: dict[str, Stage] = {}
-        for stage in stages:
+    def references(
+        self, stage: Stage, writes: dict[str, dict[str, str] | None], names: list[str]
+    ) -> None:
+        """Each `./stage/output` must be what an earlier stage writes; what lies outside exists."""
 
-            def visit(kind: str, path: str, key: str, stage: Stage = stage) -> str:
-                if mistake := _reference_mistake(kind, path, earlier, names):
-                    self.wrong(("stages", stage.name, *key.split(".")), mistake)
-                return path
+        def visit(kind: str, path: str, key: str) -> str:
+            if mistake := _reference_mistake(kind, path, writes, names):
+                self.wrong(("stages", stage.name, *key.split(".")), mistake)
+            return path
 
-            map_references(stage.config, visit)
-            earlier[stage.name] = stage
+        map_references(stage.config, visit)
 
 
 def _reference_mistake(
-    kind: str, path: str, earlier: dict[str, Stage], names: list[str]
+    kind: str, path: str, writes: dict[str, dict[str, str] | None], names: list[str]
 ) -> str | None:
     if not path.startswith("./"):
         if Path(path).exists() or (kind == "model" and HUB_NAME.fullmatch(path)):
             return None
         return f"{path!r} does not exist; give ./stage/output of this recipe, or an existing path"
     name, _, output = path[2:].partition("/")
-    if name not in earlier:
+    if name not in writes:
         if name in names:
             return f"{path!r} names a later stage, or itself; move that stage up"
-        return f"{path!r} names no stage; {suggest(name, list(earlier) or names)}"
-    writes = earlier[name].module.WRITES
-    if output not in writes:
-        return f"{path!r}: {name} writes no {output!r}; {suggest(output, sorted(writes))}"
-    if writes[output] != kind:
-        return f"{path!r} is {writes[output]}, not {kind}; name another output"
+        return f"{path!r} names no stage; {suggest(name, list(writes) or names)}"
+    outputs = writes[name]
+    if outputs is None:
+        return None
+    if output not in outputs:
+        return f"{path!r}: {name} writes no {output!r}; {suggest(output, sorted(outputs))}"
+    if outputs[output] != kind:
+        return f"{path!r} is {outputs[output]}, not {kind}; name another output"
     return None
+
+
+def _module(verb: str) -> ModuleType:
+    return importlib.import_module(f"limbeck.stages.{verb}")
 
 
 def schema() -> dict[str, Any]:
@@ -259,7 +267,7 @@ def schema() -> dict[str, Any]:
     choices = {}
     definitions: dict[str, Any] = {}
     for verb in VERBS:
-        config: type[BaseModel] = importlib.import_module(f"limbeck.stages.{verb}").Config
+        config: type[BaseModel] = _module(verb).Config
         choice = config.model_json_schema(ref_template="#/$defs/{model}")
         definitions.update(choice.pop("$defs", {}))
         choice["properties"] = {"stage": {"const": verb}, **choice["properties"]}

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from limbeck import progress, store
+from limbeck import ledger, progress, store
 from limbeck.config import map_references, plugins, source_hash, split_fields, written
 from limbeck.errors import UserError, UserErrors
 from limbeck.folder import Machine, StageFolder
@@ -154,7 +154,8 @@ def run(
         _refuse_stale(steps, run_dir)
         store.write_json(run_dir / "recipe.json", describe(recipe))
         machine = settle(recipe.machine)
-        session = {"command": command, "started": _now(), "machine": _about(machine)}
+        about = _about(machine) | {"gemm_gflops": _gemm_gflops()}
+        session = {"command": command, "started": _now(), "machine": about}
         store.append_json(run_dir / "sessions.jsonl", session | {"versions": versions()})
         for index, step in enumerate(steps, 1):
             title = f"[{index}/{len(steps)}] {step.stage.name}"
@@ -254,6 +255,13 @@ def settle(machine: Machine) -> Machine:
 
 def _about(machine: Machine) -> dict[str, Any]:
     return {"device": machine.device, "threads": machine.threads, "platform": platform.platform()}
+
+
+def _gemm_gflops() -> float | None:
+    try:
+        return ledger.gemm_gflops()
+    except ImportError:
+        return None
 
 
 def versions() -> dict[str, str]:

@@ -1,8 +1,9 @@
 """A Hugging Face causal language model writes many texts at once, token by token.
 
-Four things make it quick. Each distinct prompt is read once and its keys and values are repeated for
-its samples. The cache lies ready and is written in place. Attention of one new token is two plain
-batched products with the heads that share keys side by side. Texts that have ended leave the batch.
+Four things make it quick. Each distinct prompt is read once and its keys and values are repeated
+for its samples. The cache lies ready and is written in place. Attention of one new token is two
+plain batched products with the heads that share keys side by side. Texts that have ended leave the
+batch.
 
 Every sample draws with its own uniform numbers, a hash of (seed, step): what it says does not
 depend on who shares its batch, up to rounding.
@@ -111,7 +112,7 @@ class LocalEngine:
         self, prompt: Prompt, ids: list[int], logprobs: list[float], finish: Finish
     ) -> Trace:
         said = ids[:-1] if finish == "stop" else ids
-        text = self.tokenizer.decode(said, skip_special_tokens=False) if ids else ""
+        text = str(self.tokenizer.decode(said, skip_special_tokens=False))
         return Trace(
             id=prompt.request.id,
             problem_id=prompt.request.problem.id,
@@ -207,7 +208,7 @@ class KeyValues:
 def _with_room(old: Tensor, new: Tensor, written: int, needed: int) -> Tensor:
     """The written columns of `old` in a tensor for at least `needed` columns."""
     rows, heads, _, width = new.shape
-    room = new.new_zeros((rows, heads, needed + max(GROW_COLUMNS, needed // 2), width))
+    room = new.new_empty((rows, heads, needed + max(GROW_COLUMNS, needed // 2), width))
     if written:
         room[:, :, :written] = old[:, :, :written]
     return room
@@ -216,24 +217,24 @@ def _with_room(old: Tensor, new: Tensor, written: int, needed: int) -> Tensor:
 def prefill(
     model: PreTrainedModel, prompts: Sequence[tuple[int, ...]]
 ) -> tuple[KeyValues, Tensor, Tensor]:
-    """(cache, starts (B,), logits (B, V) of the first new token); equal neighbours are read once."""
+    """(cache, starts (B,), logits (B, V) of the first new token); equal neighbours once."""
     longest = max(map(len, prompts))
     groups = [(ids, sum(1 for _ in same)) for ids, same in groupby(prompts)]
     per_pass = max(1, PREFILL_TOKENS // longest)
-    parts = []
+    caches, starts, logits = [], [], []
     for begin in range(0, len(groups), per_pass):
-        distinct = groups[begin : begin + per_pass]
-        padded = [[ids[0]] * (longest - len(ids)) + list(ids) for ids, _ in distinct]
-        starts = torch.tensor([longest - len(ids) for ids, _ in distinct], device=model.device)
+        part = groups[begin : begin + per_pass]
+        padded = [[ids[0]] * (longest - len(ids)) + list(ids) for ids, _ in part]
+        padding = torch.tensor([longest - len(ids) for ids, _ in part], device=model.device)
         cache = KeyValues([], [], 0)
-        logits = forward(model, torch.tensor(padded, device=model.device), cache, starts)
-        counts = torch.tensor([count for _, count in distinct], device=model.device)
-        rows = torch.arange(len(distinct), device=model.device).repeat_interleave(counts)
+        behind = forward(model, torch.tensor(padded, device=model.device), cache, padding)
+        counts = torch.tensor([count for _, count in part], device=model.device)
+        rows = torch.arange(len(part), device=model.device).repeat_interleave(counts)
         cache.keep(rows)
-        parts.append((cache, starts[rows], logits[rows]))
-    return joined([cache for cache, _, _ in parts]), *(
-        torch.cat([part[i] for part in parts]) for i in (1, 2)
-    )
+        caches.append(cache)
+        starts.append(padding[rows])
+        logits.append(behind[rows])
+    return joined(caches), torch.cat(starts), torch.cat(logits)
 
 
 def joined(caches: Sequence[KeyValues]) -> KeyValues:
@@ -331,16 +332,14 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, 
     if sampling.temperature == 0:
         tokens = logits.argmax(-1)
         return tokens, _pick(logits, tokens) - logits.logsumexp(-1)
-    logits = logits / sampling.temperature
-    norm = logits.logsumexp(-1)
-    probabilities = (logits - norm[:, None]).exp_()
+    probabilities = (logits / sampling.temperature).softmax(-1)
     if sampling.top_p >= 1:
         tokens = _invert(probabilities.cumsum(-1, dtype=torch.float64), uniforms)
-        return tokens, _pick(logits, tokens) - norm
+        return tokens, _pick(probabilities, tokens).log()
     sums, order = nucleus(probabilities, sampling.top_p)
     ranks = _invert(sums, uniforms)
     tokens = _pick(order, ranks)
-    return tokens, _pick(logits, tokens) - norm - sums[:, -1].log().float()
+    return tokens, (_pick(probabilities, tokens) / sums[:, -1]).log().float()
 
 
 def nucleus(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,8 @@ def connect() -> Generator:
 class WorkedSolutions:
     """Writes the same text for every sample of a problem, whatever the sampling."""
 
-    name = "worked"
-    num_parameters = None
+    name: str = "worked"
+    num_parameters: int | None = None
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Trace]:
         """One trace a request, in order. Raises UserError for a family without a function."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from limbeck import ledger, store
+from limbeck import chat, ledger, store
 from limbeck.config import DatasetPath, Extent, ModelPath, StageConfig
 from limbeck.errors import UserError
 from limbeck.folder import StageFolder
@@ -70,6 +70,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     tokenizer = models.load_tokenizer(config.model)
     student = models.load_model(config.model, "float32", out.machine.device)
     examples, num_too_long = _examples(config, tokenizer, student.config.max_position_embeddings)
+    out.log(chat.preflight(tokenizer, examples[0].ids, examples[0].loss_mask))
     lengths = [len(example.ids) for example in examples]
     steps = plan_steps(lengths, config, store.seed_of(config.seed, out.name))
 
@@ -126,7 +127,6 @@ def _examples(
     config: Config, tokenizer: PreTrainedTokenizerBase, context: int
 ) -> tuple[list[Example], int]:
     """The data set's rows as tokens and loss masks, and how many were too long."""
-    from limbeck import chat
     from limbeck.train.batch import Example
 
     rows = store.read_table(config.data).to_pylist()
@@ -151,7 +151,6 @@ def _examples(
             f"holds no example of at most {longest} tokens",
             "raise max_length, or take a model with a longer context",
         )
-    chat.preflight(tokenizer, examples[0].ids, examples[0].loss_mask)
     return examples, sum(len(ids) > longest for ids, _ in encoded)
 
 

@@ -31,7 +31,9 @@ def gradable(problem: Problem) -> Verdict:
     Anything but `correct` means that no student could ever be right.
     """
     plain = judge(problem, _gold(problem, problem.answer))
-    return plain if plain.correct else judge(problem, _gold(problem, f"\\boxed{{{problem.answer}}}"))
+    return (
+        plain if plain.correct else judge(problem, _gold(problem, f"\\boxed{{{problem.answer}}}"))
+    )
 
 
 def _gold(problem: Problem, text: str) -> Trace:

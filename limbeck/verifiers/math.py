@@ -79,7 +79,8 @@ class Worker:
         with self.lock:
             if self.process is None:
                 self._start()
-            assert self.process and self.process.stdin
+            assert self.process is not None
+            assert self.process.stdin is not None
             try:
                 self.process.stdin.write(json.dumps(question) + "\n")
                 self.process.stdin.flush()
@@ -106,7 +107,8 @@ class Worker:
 
     def _read(self, timeout_s: float) -> str | None:
         """One line, '' from a process that has ended, None past the time."""
-        assert self.process and self.process.stdout
+        assert self.process is not None
+        assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], timeout_s)
         return self.process.stdout.readline() if ready else None
 

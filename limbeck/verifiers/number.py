@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import deque
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -78,10 +79,8 @@ def read_number(text: str) -> Number | None:
 
 def last_number(text: str) -> Number | None:
     """The last number anywhere in a text; a minus after a letter or a digit is a dash."""
-    last = None
     plain = _plain(text)
-    for last in _NUMBER.finditer(plain):
-        pass
+    last = next(iter(deque(_NUMBER.finditer(plain), maxlen=1)), None)
     if last is None:
         return None
     found = _value(last)

@@ -29,7 +29,9 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return models.train_tokenizer((f"{a} plus {b} is {a + b} legs" for a in range(9) for b in range(9)), 300)
+    return models.train_tokenizer(
+        (f"{a} plus {b} is {a + b} legs" for a in range(9) for b in range(9)), 300
+    )
 
 
 def tiny(architecture, tokenizer, **sizes):
@@ -112,14 +114,16 @@ def test_ends_with_the_stop_token_or_says_length(tokenizer):
     engine = LocalEngine(tiny("qwen2", tokenizer, initializer_range=0.02), tokenizer, name="tiny")
     traces = list(engine.generate(ragged_requests(8, samples=16), Sampling(3.0, 1.0, 40)))
     stopped = [t for t in traces if t.finish == "stop"]
-    assert stopped and any(t.finish == "length" for t in traces)
+    assert stopped
+    assert any(t.finish == "length" for t in traces)
     for trace in traces:
         assert (trace.token_ids[-1] in engine.stops) == (trace.finish == "stop")
         assert not any(token in engine.stops for token in trace.token_ids[:-1])
         assert trace.completion_tokens == len(trace.token_ids) == len(trace.logprobs) <= 40
         assert trace.completion_tokens == 40 or trace.finish == "stop"
     text = stopped[0].text
-    assert not text.endswith("<|end|>") and tokenizer.decode(stopped[0].token_ids[:-1]) == text
+    assert not text.endswith("<|end|>")
+    assert tokenizer.decode(stopped[0].token_ids[:-1]) == text
 
 
 def test_a_full_context_ends_a_text_and_a_longer_prompt_is_an_error(tokenizer):
@@ -139,7 +143,8 @@ def test_a_model_in_training_stays_as_it_was(engine):
     before = model.config._attn_implementation
     model.train()
     next(iter(engine.generate(ragged_requests(1), GREEDY)))
-    assert model.training and model.config._attn_implementation == before
+    assert model.training
+    assert model.config._attn_implementation == before
     model.eval()
 
 
@@ -149,9 +154,7 @@ def test_draws_have_exactly_the_distribution(temperature, top_p):
     logits = torch.tensor([1.0, 0.8, 0.5, 0.0, -1.0, -4.0])
     num = 40_000
     uniforms = torch.from_numpy(decode.uniform(np.arange(num, dtype=np.uint64), 3))
-    tokens, logp = decode.draw(
-        logits.expand(num, -1), uniforms, Sampling(temperature, top_p)
-    )
+    tokens, logp = decode.draw(logits.expand(num, -1), uniforms, Sampling(temperature, top_p))
     expected = (logits / temperature).softmax(-1).double()
     before = expected.cumsum(0) - expected  # logits are in descending order
     expected = torch.where(before < top_p, expected, 0.0)
@@ -166,7 +169,8 @@ def test_draws_have_exactly_the_distribution(temperature, top_p):
 def test_nucleus_is_found_beyond_the_first_64_tokens():
     flat = torch.full((2, 1000), 1 / 1000)
     sums, order = decode.nucleus(flat, 0.5)
-    assert order.shape == (2, 1000) and sums[0, -1].item() == pytest.approx(0.5, abs=2e-3)
+    assert order.shape == (2, 1000)
+    assert sums[0, -1].item() == pytest.approx(0.5, abs=2e-3)
 
 
 def test_uniforms_are_uniform_and_independent_between_neighbours():

@@ -26,7 +26,8 @@ def test_answers_are_the_problems_own(family):
         text = worked.worked_solution(problem)
         thought = split_think(text)
         assert text.startswith("<think>")
-        assert thought.thinking and thought.answer == problem.answer
+        assert thought.thinking
+        assert thought.answer == problem.answer
 
 
 def test_the_engine_answers_every_request_in_its_own_name():
@@ -38,5 +39,5 @@ def test_the_engine_answers_every_request_in_its_own_name():
 
 def test_a_family_without_a_function_is_the_users_mistake():
     problem = make_problem("?", "1", verifier="exact", meta={"family": "sudoku"})
-    with pytest.raises(UserError, match="sudoku.*chain_sum"):
+    with pytest.raises(UserError, match=r"sudoku.*chain_sum"):
         list(worked.connect().generate([Request("r", problem, 0, 0)], Sampling()))

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_packing import make_examples, make_model
 
 from limbeck.errors import UserError
 from limbeck.train.batch import collate
@@ -15,6 +14,7 @@ from limbeck.train.checkpoint import load_newest, save_checkpoint
 from limbeck.train.head import TokenModel
 from limbeck.train.losses import cross_entropy
 from limbeck.train.step import make_optimizer, train_step
+from tests.numerics.test_packing import make_examples, make_model
 
 
 def make_run(**sizes: object) -> tuple[TokenModel, torch.optim.AdamW]:

@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
-from test_packing import assert_same_gradients, gradients, make_examples, make_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from limbeck.errors import UserError
-from limbeck.train.batch import Example, collate
+from limbeck.train.batch import Example, Tokens, collate
 from limbeck.train.head import TokenModel
 from limbeck.train.losses import cross_entropy
 from limbeck.train.step import cosine_lr, make_optimizer, train_step
+from tests.numerics.test_packing import assert_same_gradients, gradients, make_examples, make_model
 
 SPLITS = [
     [[0, 1, 2, 3, 4, 5, 6, 7]],
@@ -108,25 +108,26 @@ def test_cosine_at_its_corners() -> None:
     assert cosine_lr(0, 1, 1.0) == 1.0
 
 
+def nan_where_target_is_3(logits: Tensor, tok: Tokens) -> Tensor:
+    return cross_entropy(logits, tok).masked_fill(tok.targets == 3, math.nan)
+
+
+def infinitely_steep(logits: Tensor, tok: Tokens) -> Tensor:
+    steep = 1e38 * (logits - logits.detach()).sum(-1)  # zero
+    return cross_entropy(logits, tok) + 1e3 * steep
+
+
 def test_not_finite_stops_before_the_update() -> None:
     model = TokenModel(make_model())
     optimizer = make_optimizer(model, lr=0.1)
     before = [p.detach().clone() for p in model.parameters()]
-    batches = [collate([one]) for one in make_examples([5, 6])]
-    spoiled = [batches[0], collate([Example([3, 4], [0, 1], math.inf)])]
-    with pytest.raises(UserError, match=r"step 12: the loss of batch 0, 1 is not finite"):
-        train_step(model, spoiled, optimizer, lr=0.1, clip=1.0, token_loss=cross_entropy, step=12)
-    nan_loss = lambda logits, tok: cross_entropy(logits * math.nan, tok)  # noqa: E731
-    with pytest.raises(UserError, match=r"step 13: the loss of batch 0, 1"):
-        train_step(model, batches, optimizer, lr=0.1, clip=1.0, token_loss=nan_loss, step=13)
-    infinite = lambda logits, tok: (
-        cross_entropy(logits, tok)
-        + (  # noqa: E731
-            (logits - logits.detach()).sum(-1) * 1e38 * 1e3
-        )
-    )
-    with pytest.raises(UserError, match=r"step 14: the gradient is not finite"):
-        train_step(model, batches, optimizer, lr=0.1, clip=1.0, token_loss=infinite, step=14)
+    batches = [collate([Example([4, target], [0, 1])]) for target in (5, 3, 6)]
+    for loss, message in [
+        (nan_where_target_is_3, "step 12: the loss of batch 1 is not finite"),
+        (infinitely_steep, "step 12: the gradient is not finite"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            train_step(model, batches, optimizer, lr=0.1, clip=1.0, token_loss=loss, step=12)
     assert not optimizer.state
     for one, other in zip(model.parameters(), before, strict=True):
         assert torch.equal(one, other)

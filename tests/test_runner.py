@@ -1,0 +1,205 @@
+"""Skip, resume, extend, refuse: what happens to a run folder when its recipe comes again."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import limbeck
+from limbeck import store
+from limbeck.errors import UserError, UserErrors
+
+pytest.importorskip("reasoning_gym")
+
+RECIPE = {
+    "name": "small",
+    "stages": {
+        "collect": {
+            "num": 6,
+            "num_heldout": 3,
+            "heldout_share": 0.3,
+            "source": {"name": "reasoning_gym", "tasks": {"chain_sum": {}, "leg_counting": {}}},
+        },
+        "sample": {"problems": "./collect/problems", "engine": "worked", "num_samples": 2},
+        "verify": {"problems": "./collect/problems", "traces": "./sample/traces"},
+        "curate": {
+            "problems": "./collect/problems",
+            "traces": "./sample/traces",
+            "verdicts": "./verify/verdicts",
+            "keep": ["correct", "deduplicate"],
+        },
+    },
+}
+
+
+def changed(**settings):
+    recipe = copy.deepcopy(RECIPE)
+    for key, value in settings.items():
+        stage, field = key.split("__")
+        recipe["stages"][stage][field] = value
+    return recipe
+
+
+def states(recipe, folder):
+    return {step.stage.name: step.state for step in limbeck.plan(recipe, run=folder)}
+
+
+def content(folder):
+    """Every table's rows, by place; times and paths left out."""
+    tables = sorted({path.parent for path in Path(folder).rglob("part-*.parquet")})
+    return {str(t.relative_to(folder)): store.read_table(t).to_pylist() for t in tables}
+
+
+def test_a_finished_run_is_skipped_whole(tmp_path):
+    run = limbeck.run(RECIPE, run=tmp_path / "run")
+    stamps = {p: p.stat().st_mtime_ns for p in run.path.rglob("*.parquet")}
+    assert set(states(RECIPE, run.path).values()) == {"done"}
+    limbeck.run(RECIPE, run=run.path)
+    assert stamps == {p: p.stat().st_mtime_ns for p in run.path.rglob("*.parquet")}
+
+
+def test_splits_share_no_question_and_no_numbers(tmp_path):
+    from limbeck.problems import collision_key
+
+    recipe = changed(collect__num=60, collect__num_heldout=30)
+    run = limbeck.run(recipe, run=tmp_path / "run")
+    train, held = (store.read_problems(run.path / "collect" / s) for s in ("problems", "heldout"))
+    assert (len(train), len(held)) == (60, 30)
+    assert not {collision_key(p) for p in train} & {collision_key(p) for p in held}
+    assert not {p.question for p in train} & {p.question for p in held}
+
+
+def test_more_samples_buy_the_difference_only(tmp_path):
+    run = limbeck.run(RECIPE, run=tmp_path / "run")
+    before = content(run.path)["sample/traces"]
+    more = changed(sample__num_samples=5)
+    assert states(more, run.path) == {
+        "collect": "done", "sample": "extend", "verify": "extend", "curate": "extend"
+    }  # fmt: skip
+    limbeck.run(more, run=run.path)
+    after = content(run.path)["sample/traces"]
+    assert after[: len(before)] == before
+    assert len(store.parts(run.path / "sample" / "traces")) == 2
+    fresh = limbeck.run(more, run=tmp_path / "fresh")
+
+    def by_id(rows):
+        return sorted(rows, key=lambda row: row.get("id") or row["trace_id"])
+
+    for name, rows in content(fresh.path).items():
+        assert by_id(rows) == by_id(content(run.path)[name]), name
+    assert len({row["id"] for row in after}) == len(after) == 30
+
+
+def test_fewer_samples_are_refused(tmp_path):
+    run = limbeck.run(RECIPE, run=tmp_path / "run")
+    with pytest.raises(UserErrors, match="num_samples was 2, is its default"):
+        limbeck.run(changed(sample__num_samples=1), run=run.path)
+
+
+def test_another_recipe_is_refused_with_the_field_and_the_ways_out(tmp_path):
+    run = limbeck.run(RECIPE, run=tmp_path / "run")
+    other = changed(sample__temperature=0.5)
+    before = content(run.path)
+    with pytest.raises(UserErrors) as caught:
+        limbeck.run(other, run=run.path)
+    first = str(caught.value).splitlines()[0]
+    assert "sample: is of another recipe: temperature was its default, is 0.5" in first
+    assert "--redo sample --redo verify --redo curate" in first
+    assert content(run.path) == before
+    limbeck.run(other, run=run.path, redo=["sample", "verify", "curate"])
+    assert set(states(other, run.path).values()) == {"done"}
+
+
+def test_keep_uses_a_stale_stage_as_it_is(tmp_path):
+    run = limbeck.run(RECIPE, run=tmp_path / "run")
+    other = changed(sample__temperature=0.5)
+    before = content(run.path)
+    limbeck.run(other, run=run.path, keep=["sample"])
+    assert content(run.path) == before
+
+
+def test_a_changed_verifier_or_filter_makes_its_stage_stale(tmp_path, monkeypatch):
+    checks = tmp_path / "my_filters.py"
+    checks.write_text("def short(trace, verdict):\n    return None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = changed(curate__keep=["my_filters:short"])
+    run = limbeck.run(recipe, run=tmp_path / "run")
+    checks.write_text("def short(trace, verdict):\n    return 'x' if not trace.text else None\n")
+    import linecache
+
+    linecache.clearcache()
+    assert states(recipe, run.path)["curate"] == "stale"
+
+
+def test_a_used_folder_of_another_run_or_of_something_else_is_refused(tmp_path):
+    run = limbeck.run(RECIPE, run=tmp_path / "run")
+    with pytest.raises(UserError, match="holds a run of 'small', not 'other'"):
+        limbeck.run({**RECIPE, "name": "other"}, run=run.path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="not a run folder"):
+        limbeck.run(RECIPE, run=tmp_path / "mine")
+    with pytest.raises(UserError, match="is no stage"):
+        limbeck.run(RECIPE, run=run.path, redo=["smaple"])
+
+
+def test_an_interrupted_stage_is_resumed_and_equals_an_uninterrupted_one(tmp_path):
+    whole = limbeck.run(RECIPE, run=tmp_path / "whole")
+    broken = limbeck.run(RECIPE, run=tmp_path / "broken")
+    for name in ("stage.json", "verdicts/part-00000.parquet"):
+        (broken.path / "verify" / name).unlink()
+    (broken.path / "verify" / "verdicts" / ".part-00000.parquet.tmp").write_bytes(b"torn")
+    (broken.path / "curate" / "stage.json").unlink()  # its parts are there, but nobody says so
+    assert states(RECIPE, broken.path)["verify"] == "resume"
+    limbeck.run(RECIPE, run=broken.path)
+    assert content(broken.path) == content(whole.path)
+
+
+def test_verify_extends_with_its_traces_and_stories_are_told(tmp_path):
+    run = limbeck.run(RECIPE, run=tmp_path / "run")
+    trace = content(run.path)["sample/traces"][0]
+    story = run.story(trace["id"][:12])
+    assert story["trace"]["text"] == trace["text"]
+    assert story["problem"]["id"] == trace["problem_id"]
+    assert [verdict["reason"] for verdict in story["verdicts"]] == ["correct"]
+    assert story["decisions"] == [{"by": "curate/decisions", "dropped": None}]
+    text = run.story_text(trace["id"])
+    assert "kept by curate/decisions" in text
+    with pytest.raises(UserError, match="no trace of this run begins so"):
+        run.story("zzz")
+    with pytest.raises(UserError, match="traces begin with it"):
+        run.story("")
+
+
+def test_show_prints_json_and_every_row_of_a_funnel_adds_up(tmp_path):
+    run = limbeck.run(RECIPE, run=tmp_path / "run")
+    command = [sys.executable, "-m", "limbeck", "show", str(run.path), "--json"]
+    summary = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert {"results", "tests", "ledger", "published"} <= summary.keys()
+    (curated,) = [row["summary"] for row in summary["stages"] if row["stage"] == "curate"]
+    assert curated["sampled"] == curated["kept"] + sum(curated["dropped"].values()) == 12
+    assert curated["dropped"] == {"duplicate": 6}  # a worked solution is always the same
+    assert (run.path / "report.html").read_text().count("<html") == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_cleanly_and_says_how_to_go_on(tmp_path, number, code):
+    recipe = tmp_path / "r.py"
+    recipe.write_text(f"recipe = {changed(collect__num=40_000)!r}\n")
+    command = [sys.executable, "-m", "limbeck", "run", str(recipe), "--run", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    while not (tmp_path / "run" / "collect" / "started.json").exists():
+        time.sleep(0.02)
+        assert process.poll() is None
+    time.sleep(0.3)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == code, error
+    assert "Go on with: limbeck run" in error
+    assert "Traceback" not in error
