@@ -202,6 +202,7 @@ def _run_stage(step: Step, run_dir: Path, machine: Machine) -> None:
         _refuse_other_machine(store.read_json(folder / "started.json"), started, folder)
     (folder / "stage.json").unlink(missing_ok=True)
     store.write_json(folder / "started.json", {**started, "config": written(stage.config)})
+    store.failpoint(f"{stage.name}.started")
     out = StageFolder(folder, stage.name, step.identity, machine)
 
     def inside(kind: str, path: str, key: str) -> str:
@@ -219,6 +220,7 @@ def _run_stage(step: Step, run_dir: Path, machine: Machine) -> None:
         "finished": _now(),
         "files": store.hash_tree(folder),
     }
+    store.failpoint(f"{stage.name}.finishing")
     store.write_json(folder / "stage.json", manifest)
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -171,6 +172,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file if line.endswith(b"\n") and line.strip()]
 
 
+def failpoint(name: str) -> None:
+    """Dies here, as by SIGKILL, when a test has set LIMBECK_KILL_AT to this point's name."""
+    if os.environ.get("LIMBECK_KILL_AT") == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 # -- tables -------------------------------------------------------------------------------------
 
 
@@ -190,6 +197,7 @@ def write_part(folder: Path, table: pa.Table) -> Path:
     path = folder / f"part-{len(parts(folder)):05d}.parquet"
     aside = path.with_name(f".{path.name}.tmp")
     pq.write_table(table, aside, compression="zstd", write_page_checksum=True)
+    failpoint(f"{folder.parent.name}.{path.stem}")
     commit(aside, path)
     return path
 

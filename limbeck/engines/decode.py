@@ -31,7 +31,7 @@ from limbeck.types import Finish, Request, Sampling, Trace
 ATTENTION = "limbeck_decode"
 PREFILL_TOKENS = 16_384  # read at once; bounds the memory of long prompts
 GROW_COLUMNS = 64
-KEEP_SHARE = 0.8  # of a batch's rows still writing, below which the others' memory is given back
+KEEP_SHARE = 0.7  # of a batch's rows still writing, below which the others' memory is given back
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ def attend(
     share a key are rows of one matrix, so that no key is repeated (5 times quicker on a CPU).
     """
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
-        raise NotImplementedError("attention with soft-capped scores or sinks")
+        raise _cannot_decode(module, "soft-capped scores or attention sinks")
     if query.shape[2] > 1:
         out = functional.scaled_dot_product_attention(
             query, key, value, attention_mask, scale=scaling, enable_gqa=True
@@ -394,15 +394,19 @@ def _context(model: PreTrainedModel) -> int:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention", "sliding_attention"}:
-        raise UserError(
-            f"model {config.name_or_path}",
-            f"has layers that the local engine cannot decode: {', '.join(sorted(kinds))}",
-            "serve it with vLLM and use the openai engine",
-        )
+        raise _cannot_decode(model, ", ".join(sorted(kinds)))
     context = config.max_position_embeddings
     window = getattr(config, "sliding_window", None)
     slides = "sliding_attention" in kinds or (not kinds and window is not None)
     return min(context, window) if slides and window else context
+
+
+def _cannot_decode(module: Any, what: str) -> UserError:
+    return UserError(
+        f"model {module.config.name_or_path}",
+        f"has {what}, which the local engine cannot decode",
+        "serve it with vLLM and use the openai engine",
+    )
 
 
 def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

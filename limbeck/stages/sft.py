@@ -103,6 +103,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
             advance(1, f"loss {result.loss:.3f}")
             if (step + 1) % config.checkpoint_steps == 0 and step + 1 < len(steps):
                 save_checkpoint(checkpoints, step + 1, model, optimizer, state)
+            store.failpoint(f"{out.name}.step-{step + 1}")
     student.set_attn_implementation("sdpa")
     models.save_model(student, tokenizer, out.path / "model")
     shutil.rmtree(checkpoints, ignore_errors=True)
