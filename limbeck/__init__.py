@@ -1,12 +1,14 @@
 """Limbeck: from a strong reasoning teacher to a small, deployable student."""
 
+from typing import Any
+
 from limbeck.errors import UserError, UserErrors
 
 __all__ = ["UserError", "UserErrors", "open", "plan", "run"]
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """The Python interface, loaded when it is asked for, so that `--help` stays quick."""
     if name in ("open", "plan", "run"):
         from limbeck import api

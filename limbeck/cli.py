@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -24,9 +24,9 @@ app = typer.Typer(
 
 RecipePath = Annotated[str, typer.Argument(help="A recipe file, recipes/quickstart.yaml say.")]
 Overrides = Annotated[
-    Optional[list[str]], typer.Argument(help="Settings that override it: distilled.lr=2e-3")
+    list[str] | None, typer.Argument(help="Settings that override it: distilled.lr=2e-3")
 ]
-RunDir = Annotated[Optional[Path], typer.Option("--run", help="The run folder [runs/<name>].")]
+RunDir = Annotated[Path | None, typer.Option("--run", help="The run folder [runs/<name>].")]
 Size = Annotated[str, typer.Option(help="A named size of the recipe, `ci` for instance.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only results and mistakes.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, runs/quickstart say.")]
@@ -75,7 +75,7 @@ def plan(
 @app.command()
 def show(
     run_dir: RunFolder,
-    id: Annotated[Optional[str], typer.Argument(help="A trace's id, or its beginning.")] = None,
+    id: Annotated[str | None, typer.Argument(help="A trace's id, or its beginning.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Show a run's stages, results and cost, or one trace's whole story."""

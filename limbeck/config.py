@@ -1,4 +1,4 @@
-"""What a recipe may say: typed stage configs, references between stages, names that become functions.
+"""What a recipe may say: typed configs, references between stages, names that become functions.
 
 A field is *identity* (it changes the content of a row) unless it is marked `Extent` (how much is
 made, or how it is run). A `Plugin` field names a file or a function; its knobs are the function's
@@ -306,8 +306,10 @@ def _split(
 
 def _merge(a: Any, b: Any) -> Any:
     if isinstance(a, dict) and isinstance(b, dict):
-        return {k: _merge(a.get(k, {}), b.get(k, {})) if k in a and k in b else a.get(k, b.get(k))
-                for k in [*a, *(k for k in b if k not in a)]}
+        return {
+            k: _merge(a.get(k, {}), b.get(k, {})) if k in a and k in b else a.get(k, b.get(k))
+            for k in [*a, *(k for k in b if k not in a)]
+        }
     return a
 
 

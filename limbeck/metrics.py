@@ -37,7 +37,7 @@ def interval(problem_means: ArrayLike, level: float = 0.95) -> tuple[float, floa
     Wilson's score interval (1927) with the number of independent yes-or-no samples that would be
     as certain as these: n = p (1 - p) / var(mean), where var(mean) is the variance between the
     problems over P. One sample a problem gives n = P, the plain interval; so does no variance at
-    all. Simulated, a level of 0.95 covers 0.93 to 0.96 from 40 problems on, 0.87 to 0.98 with 10.
+    all. Simulated, a level of 0.95 covers 0.92 to 0.97 from 40 problems on, 0.87 to 0.98 with 10.
     """
     means = np.asarray(problem_means, dtype=np.float64)
     p, num = float(means.mean()), len(means)

@@ -23,8 +23,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
 from limbeck.errors import UserError
+
+transformers_logging.disable_progress_bar()  # ours say how long; weights load in a moment
 
 PAD, USER, ASSISTANT, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIAL_TOKENS = [PAD, USER, ASSISTANT, END, "<think>", "</think>"]
@@ -56,15 +59,26 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         raise _cannot_load(source, "tokenizer", error) from error
 
 
-def load_model(source: str | Path, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
+def load_model(
+    source: str | Path,
+    dtype: str = "float32",
+    device: str = "cpu",
+    context: int | None = None,
+    rope_theta: float | None = None,
+) -> PreTrainedModel:
     """The causal language model of a folder or of a hub model; safetensors only, no foreign code.
 
-    UserError for a missing folder, one that holds pickles only, and one that brings its own code.
+    `context` and `rope_theta` overwrite the config's: a base made for 4k tokens learns 32k ones
+    with a larger theta (Open-R1 takes 300,000 for Qwen2.5-Math). UserError for a missing folder, one that holds pickles only, and one that brings its own code.
     """
     name, revision = _locate(source)
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         _refuse_foreign_code(source, config)
+        if context is not None:
+            config.max_position_embeddings = context
+        if rope_theta is not None:
+            config.rope_parameters = {**config.rope_parameters, "rope_theta": rope_theta}
         model = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
@@ -135,10 +149,13 @@ def save_model(
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     _sync([*aside.iterdir(), aside])
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.rename(old)
     aside.rename(folder)
     _sync([folder.parent])
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def hash_model(source: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""Progress on long work: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+"""Progress on long work: a bar with rate and time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ def left(done: float, total: float, seconds: float) -> str:
     if not rate:
         return ""
     minutes, rest = divmod(int((total - done) / rate), 60)
-    return f"{rate:,.0f}/s, {minutes}:{rest:02d} left" if rate >= 10 else (
-        f"{rate:.1f}/s, {minutes}:{rest:02d} left"
+    return (
+        f"{rate:,.0f}/s, {minutes}:{rest:02d} left"
+        if rate >= 10
+        else (f"{rate:.1f}/s, {minutes}:{rest:02d} left")
     )
 
 
@@ -73,6 +75,8 @@ def _lines(label: str, total: float, unit: str) -> Iterator[Callable[..., None]]
         done += amount
         if (now := time.monotonic()) - spoke >= PLAIN_EVERY_S:
             spoke = now
-            say(f"  {label}: {done:,.0f}/{total:,.0f} {unit}, {left(done, total, now - started)} {note}")
+            say(
+                f"  {label}: {done:,.0f}/{total:,.0f} {unit}, {left(done, total, now - started)} {note}"
+            )
 
     yield advance

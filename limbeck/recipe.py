@@ -65,9 +65,7 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)$|^[-+]?(\d[\d_]*\.\d*|\.\d+)$"),
     list("-+0123456789."),
 )
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|false)$"), ["t", "f"]
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$"), ["t", "f"])
 
 
 def read_yaml(text: str, where: str) -> tuple[Any, Lines]:
@@ -201,9 +199,7 @@ class _Check:
         key = ".".join(map(str, path))
         self.errors.append(UserError(f"{self.where}{line}: {key}", what, way_out or "mend it"))
 
-    def config(
-        self, path: tuple[Any, ...], name: str, model: type[StageConfig], value: Any
-    ) -> Any:
+    def config(self, path: tuple[Any, ...], name: str, model: type[StageConfig], value: Any) -> Any:
         try:
             return model.model_validate(value)
         except ValidationError as error:
@@ -218,7 +214,9 @@ class _Check:
             self.wrong(("stages", name), "is no stage name; use letters, digits, _ and -")
             return None
         if verb not in VERBS:
-            self.wrong(("stages", name), f"no stage is called {verb!r}; {suggest(str(verb), VERBS)}")
+            self.wrong(
+                ("stages", name), f"no stage is called {verb!r}; {suggest(str(verb), VERBS)}"
+            )
             return None
         config = self.config(("stages",), name, _module(verb).Config, settings)
         return Stage(name, verb, config) if config is not None else None

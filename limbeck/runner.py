@@ -243,7 +243,11 @@ def settle(machine: Machine) -> Machine:
     """The machine with every `auto` decided, and torch told about it, where it is installed."""
     threads = machine.threads
     if threads == "auto":
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
     device = machine.device
     try:
         import torch

@@ -142,7 +142,12 @@ class Run:
             told = json.dumps(row.get("summary", {}), ensure_ascii=False)
             told = told if len(told) < 90 else f"{told[:87]}..."
             lines.append(f"{row['stage']:<20} {row['verb']:<9} {row['state']:<6} {told}")
-        lines += ["", self.results_text(), "", f"{'cost':<20} {'CPU s':>9} {'tokens':>12} {'FLOPs':>9}"]
+        lines += [
+            "",
+            self.results_text(),
+            "",
+            f"{'cost':<20} {'CPU s':>9} {'tokens':>12} {'FLOPs':>9}",
+        ]
         for row in self.ledger():
             tokens = row["tokens_in"] + row["tokens_out"]
             lines.append(
@@ -162,7 +167,9 @@ class Run:
         story = self.story(trace_id)
         trace, problem = story["trace"], story.get("problem")
         lines = [f"trace    {trace['id']}  sample {trace['index']} in {story['from']}"]
-        lines += [f"author   {trace['model']}, {trace['completion_tokens']} tokens, {trace['finish']}"]
+        lines += [
+            f"author   {trace['model']}, {trace['completion_tokens']} tokens, {trace['finish']}"
+        ]
         if problem:
             lines += [f"problem  {problem['id']} ({problem['domain']}) in {problem['from']}"]
             lines += [f"         {m['role']}: {_indent(m['content'])}" for m in problem["messages"]]
@@ -257,7 +264,10 @@ class Run:
             kept: dict[bool, list[int]] = {True: [], False: []}
             for trace in self._traces_of(row["stage"]).values():
                 kept[dropped[trace["id"]] is None].append(trace["completion_tokens"])
-            return [{"name": "kept", "values": kept[True]}, {"name": "dropped", "values": kept[False]}]
+            return [
+                {"name": "kept", "values": kept[True]},
+                {"name": "dropped", "values": kept[False]},
+            ]
         return []
 
     def _dropped(self, stage: str) -> dict[str, str | None]:
@@ -327,7 +337,11 @@ class Run:
                 "problem": problem.question,
                 "gold": problem.answer,
                 "by": [
-                    {"name": name, "text": rows[problem.id]["text"], "reason": _judged(problem, rows)}
+                    {
+                        "name": name,
+                        "text": rows[problem.id]["text"],
+                        "reason": _judged(problem, rows),
+                    }
                     for name, rows in by_model.items()
                 ],
             }

@@ -183,7 +183,9 @@ def failpoint(name: str) -> None:
 
 def to_table(kind: str, rows: Iterable[Any]) -> pa.Table:
     """Rows (our dataclasses, or dicts of that shape) as an Arrow table."""
-    plain = [asdict(row) if is_dataclass(row) and not isinstance(row, type) else row for row in rows]
+    plain = [
+        asdict(row) if is_dataclass(row) and not isinstance(row, type) else row for row in rows
+    ]
     if kind == "problems":
         for row in plain:
             row["verifier"] = json.dumps(row["verifier"])
@@ -210,7 +212,9 @@ def read_table(path: Path | str, columns: list[str] | None = None) -> pa.Table:
     """A table: a folder of parts, one Parquet file, or one `.jsonl[.gz]` file."""
     path = Path(path)
     if not path.exists():
-        raise UserError(str(path), "no such table", "check the path, or run the stage that makes it")
+        raise UserError(
+            str(path), "no such table", "check the path, or run the stage that makes it"
+        )
     if ".jsonl" in path.name:
         table = pa.Table.from_pylist(read_jsonl(path))
         return table.select(columns) if columns else table
@@ -256,7 +260,9 @@ def locked(run_dir: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise UserError(
-                str(run_dir), f"is in use by {holder}", "wait for it, or choose another --run folder"
+                str(run_dir),
+                f"is in use by {holder}",
+                "wait for it, or choose another --run folder",
             ) from None
         file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from functools import cache
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from limbeck import chat
@@ -152,6 +153,18 @@ def test_end_of_turn_is_not_doubled() -> None:
     assert chat.encode_example(tokenizer, ASK, TEXT + "<|end|>") == chat.encode_example(
         tokenizer, ASK, TEXT
     )
+
+
+def test_special_tokens_are_added_once() -> None:
+    """A tokenizer that begins every text with a token, as Llama's does; the template knows that."""
+    tokenizer = train_tokenizer(texts(), 400)
+    plain = chat.encode_example(tokenizer, ASK, TEXT)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|pad|> $A", special_tokens=[("<|pad|>", 0)]
+    )
+    assert tokenizer("3")["input_ids"][0] == 0
+    assert chat.encode_example(tokenizer, ASK, TEXT) == plain
+    assert chat.prompt_ids(tokenizer, ASK)[0] != 0
 
 
 def test_batched_equals_single() -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from limbeck import models
 from limbeck.errors import UserError
+from limbeck.train.head import TokenModel
 
 SIZES = {
     "hidden_size": 16,
@@ -77,6 +78,14 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path, architecture: str) -> None
     text = "<|user|>Let me check: 3 + 41 é漢🙂<think></think><|end|>"
     assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
     assert (again.eos_token, again.pad_token) == ("<|end|>", "<|pad|>")
+
+
+def test_training_leaves_no_trace_in_the_folder(tmp_path: Path) -> None:
+    model = make_model()
+    TokenModel(model)
+    models.save_model(model, make_tokenizer(), tmp_path / "model")
+    assert "limbeck" not in (tmp_path / "model" / "config.json").read_text()
+    models.load_model(tmp_path / "model")(torch.tensor([[1, 2]]))
 
 
 def test_load_dtype(folder: Path) -> None:

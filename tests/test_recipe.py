@@ -89,7 +89,9 @@ def test_mistakes_are_named(tmp_path, old, new, found):
 def test_overrides_and_sizes(tmp_path):
     text = GOOD + "sizes: {ci: {collect.num: 4, curate.keep: [finished]}}\n"
     assert load(tmp_path, text, size="ci").stages[0].config.num == 4
-    settings = recipes.parse_overrides(["collect.num=5", "collect.source.seed=3", "sample.top_p=.5"])
+    settings = recipes.parse_overrides(
+        ["collect.num=5", "collect.source.seed=3", "sample.top_p=.5"]
+    )
     recipe = load(tmp_path, text, size="ci", overrides=settings)
     assert recipe.stages[0].config.num == 5
     assert recipe.stages[0].config.source.knobs["seed"] == 3
@@ -102,7 +104,15 @@ def test_overrides_and_sizes(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-4", 1e-4), ("2E5", 2e5), (".5", 0.5), ("no", "no"), ("true", True), ("7", 7), ("1.0", 1.0)],
+    [
+        ("1e-4", 1e-4),
+        ("2E5", 2e5),
+        (".5", 0.5),
+        ("no", "no"),
+        ("true", True),
+        ("7", 7),
+        ("1.0", 1.0),
+    ],
 )
 def test_scalars_are_those_of_yaml_1_2(text, value):
     found = recipes.read_yaml(f"x: {text}", "here")[0]["x"]

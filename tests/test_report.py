@@ -19,9 +19,24 @@ HOSTILE = (
     "<img src=https://evil.example/a.png onerror=alert(1)>\u202eabc\u2066 \x00\x07\x9b {{ 7 * 7 }} \ud800"
 )
 SCORES = {
-    ("heldout", "pass_at_1"): {"teacher": 0.972, "distilled": 0.612, "answers_only": 0.224, "untrained": 0.011},
-    ("heldout", "greedy"): {"teacher": 0.978, "distilled": 0.640, "answers_only": 0.231, "untrained": 0.009},
-    ("harder", "pass_at_1"): {"teacher": 0.941, "distilled": 0.334, "answers_only": 0.118, "untrained": 0.004},
+    ("heldout", "pass_at_1"): {
+        "teacher": 0.972,
+        "distilled": 0.612,
+        "answers_only": 0.224,
+        "untrained": 0.011,
+    },
+    ("heldout", "greedy"): {
+        "teacher": 0.978,
+        "distilled": 0.640,
+        "answers_only": 0.231,
+        "untrained": 0.009,
+    },
+    ("harder", "pass_at_1"): {
+        "teacher": 0.941,
+        "distilled": 0.334,
+        "answers_only": 0.118,
+        "untrained": 0.004,
+    },
 }
 DOMAINS = {
     "chain_sum": (0.02, 1.0), "gcd": (0.14, 0.82), "fraction_simplify": (0.05, 0.71), "count_bits": (0.12, 1.2),
@@ -84,7 +99,11 @@ def full() -> Report:
         "by": [
             {"name": "distilled", "text": THINK.format(655, 655, 694, 655), "reason": "correct"},
             {"name": "answers_only", "text": "\\boxed{635}", "reason": "wrong"},
-            {"name": "untrained", "text": "418 418 the the 4 4 4 4 4 4 4 4 4", "reason": "truncated"},
+            {
+                "name": "untrained",
+                "text": "418 418 the the 4 4 4 4 4 4 4 4 4",
+                "reason": "truncated",
+            },
         ],
     }
     ledger = [
@@ -93,7 +112,16 @@ def full() -> Report:
         ("distilled", "sft", 171, 334, 3.9e6, 0, 2.3e13, 1480), ("answers_only", "sft", 168, 330, 3.9e6, 0, 2.3e13, 1475),
         ("evaluate", "evaluate", 74, 141, 1.1e6, 1.6e6, 4.1e12, 890),
     ]  # fmt: skip
-    keys = "stage verb wall_seconds cpu_seconds tokens_in tokens_out flops peak_memory_mib".split()
+    keys = [
+        "stage",
+        "verb",
+        "wall_seconds",
+        "cpu_seconds",
+        "tokens_in",
+        "tokens_out",
+        "flops",
+        "peak_memory_mib",
+    ]
     return Report(
         name="quickstart",
         title="A small model learns to reason",
@@ -171,9 +199,25 @@ def check(page: str) -> Tags:
     tags = Tags(page)
     assert not tags.open
     names = {tag for tag, _ in tags.seen}
-    assert not names & {"script", "img", "link", "iframe", "object", "embed", "form", "base", "a", "image", "use"}
+    assert not names & {
+        "script",
+        "img",
+        "link",
+        "iframe",
+        "object",
+        "embed",
+        "form",
+        "base",
+        "a",
+        "image",
+        "use",
+    }
     for tag, attributes in tags.seen:
-        assert not [key for key in attributes if key.startswith("on") or key in ("src", "href", "xlink:href")], tag
+        assert not [
+            key
+            for key in attributes
+            if key.startswith("on") or key in ("src", "href", "xlink:href")
+        ], tag
     assert "url(" not in page and "@import" not in page
     for svg in re.findall(r'<svg role="img".*?</svg>(?=</figure>)', page, re.DOTALL):
         root = ElementTree.fromstring(svg)
@@ -186,9 +230,21 @@ def test_a_full_page_is_well_formed_and_has_the_numbers():
     page = render(full())
     tags = check(page)
     assert page.startswith("<!doctype html>")
-    assert any("default-src 'none'" in (a.get("content") or "") for t, a in tags.seen if t == "meta")
+    assert any(
+        "default-src 'none'" in (a.get("content") or "") for t, a in tags.seen if t == "meta"
+    )
     assert page.count('<svg role="img"') == 2 + 2 + 1 + 2 + 1
-    for number in ("61.2 %", "16,000", "12\u202f000", "1.84 M", "38.8", "947", "141 GFLOP/s", "23 TFLOP", "83.9"):
+    for number in (
+        "61.2 %",
+        "16,000",
+        "12\u202f000",
+        "1.84 M",
+        "38.8",
+        "947",
+        "141 GFLOP/s",
+        "23 TFLOP",
+        "83.9",
+    ):
         assert number in page or number == "947", number
     assert "16 min" in page and "commonest answer" in page and "1–2 points" in page
     assert len(page) < 300_000
@@ -226,14 +282,26 @@ def test_what_is_empty_is_left_out():
     page = render(Report(name="r", title="Nothing yet"))
     check(page)
     assert "<section" not in page and "<table" not in page and "<svg" not in page
-    for part in ("results", "tests", "families", "models", "funnel", "curves", "lengths", "examples", "answers"):
+    for part in (
+        "results",
+        "tests",
+        "families",
+        "models",
+        "funnel",
+        "curves",
+        "lengths",
+        "examples",
+        "answers",
+    ):
         check(render(replace(full(), **{part: []})))
     check(render(replace(full(), verdict_reasons={}, machine={}, ledger=[], guess=[])))
 
 
 def test_rows_may_lack_what_was_not_measured():
     bare = {"name": "m", "split": "s", "metric": "greedy", "value": 0.5, "low": None, "high": None}
-    page = render(Report(name="r", title="t", results=[bare], models=[{"name": "m"}], ledger=[{"stage": "s"}]))
+    page = render(
+        Report(name="r", title="t", results=[bare], models=[{"name": "m"}], ledger=[{"stage": "s"}])
+    )
     check(page)
     assert "50.0 %" in page
 
@@ -256,9 +324,15 @@ def test_the_table_is_aligned_and_plain():
     lines = table.splitlines()
     assert table.isascii() and "\x1b" not in table and max(map(len, lines)) <= 100
     assert lines[3] == "distilled       61.2  (57.3-65.1)    64.0  (60.2-67.8)    33.4  (29.6-37.2)"
-    assert [lines[0].index(w) for w in ("heldout", "harder")] == [lines[1].index("pass@1"), lines[1].rindex("pass@1")]
+    assert [lines[0].index(w) for w in ("heldout", "harder")] == [
+        lines[1].index("pass@1"),
+        lines[1].rindex("pass@1"),
+    ]
     assert len({line.index(".") for line in lines[2:6]}) == 1
-    assert "distilled solves more than answers_only on heldout, by 39 points (+34.1 to +43.3, p < 0.001)." in lines
+    assert (
+        "distilled solves more than answers_only on heldout, by 39 points (+34.1 to +43.3, p < 0.001)."
+        in lines
+    )
     assert "answers_only and untrained cannot be told apart on harder" in table
     narrow = results_table(results(), [], width=60)
     assert max(map(len, narrow.splitlines())) <= 60 and narrow.count("distilled") == 2
@@ -271,7 +345,9 @@ def test_a_missing_score_is_a_dash():
     assert re.fullmatch(r"teacher +97\.2  \(.*\) +- +94\.1  \(.*\)", line)
 
 
-@pytest.mark.parametrize("points", [[], [(0, math.nan)], [(0, 1.0)], [(s, 1.0) for s in range(9999)]])
+@pytest.mark.parametrize(
+    "points", [[], [(0, math.nan)], [(0, 1.0)], [(s, 1.0) for s in range(9999)]]
+)
 def test_plots_stand_odd_numbers(points):
     svg = plots.line_plot("t", "d", {"loss": points}, 0)
     assert svg == "" or ElementTree.fromstring(svg) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from limbeck.config import Extent, ModelPath
@@ -27,6 +28,14 @@ def connect(
     return LocalEngine(
         models.load_model(model, dtype=dtype, device=device),
         models.load_tokenizer(model),
-        name=str(model),
+        name=signature(model),
         batch_rows=batch_rows,
     )
+
+
+def signature(model: str) -> str:
+    """What a model's traces are signed with: `teacher/model`, or a Hub name.
+
+    Not the whole path, so that a run is the same wherever its folder lies.
+    """
+    return "/".join(Path(model).parts[-2:]) if Path(model).exists() else model

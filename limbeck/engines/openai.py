@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
+from importlib.util import find_spec
 from ipaddress import ip_address
 from queue import SimpleQueue
 from time import time
@@ -60,6 +61,9 @@ def connect(
     The key is in the environment variable `key_variable`; a server on this machine or its network
     may do without. Each of a request's `max_attempts` has `timeout_s`, from connect to last byte.
     """
+    if find_spec("openai") is None:
+        way_out = "pip install 'limbeck[openai]'"
+        raise UserError("engine openai", "the package openai is not installed", way_out)
     key = read_key(key_variable, base_url)
     return OpenAIEngine(model, base_url, key_variable, key, concurrency, timeout_s, max_attempts)
 
@@ -185,10 +189,11 @@ def filled(empty: Trace, body: Any) -> Trace:
     return replace(counted, text=text.decode(), finish=finish)
 
 
-def whole_text(message: Mapping[str, Any], finish: Finish) -> str:
+def whole_text(message: Mapping[Any, Any], finish: Finish) -> str:
     """`<think>…</think>answer`, whichever field holds the thinking. ValueError for no text."""
     content = message.get("content")
-    thinking = next((message[k] for k in THINKING if isinstance(message.get(k), str)), "")
+    fields = (message.get(name) for name in THINKING)
+    thinking = next((said for said in fields if isinstance(said, str) and said), "")
     if not isinstance(content, str) and (content is not None or not thinking):
         raise ValueError("the message has no text")
     answer = content or ""
@@ -202,16 +207,17 @@ def whole_text(message: Mapping[str, Any], finish: Finish) -> str:
 def stops_all(error: Exception) -> bool:
     """Whether every other request would meet it too: key, permission, model or quota."""
     told = (getattr(error, "code", None), getattr(error, "type", None))
-    return _status(error) in (401, 402, 403, 404) or any(code in NO_QUOTA for code in told)
+    return status_of(error) in (401, 402, 403, 404) or any(code in NO_QUOTA for code in told)
 
 
 def may_pass(error: Exception) -> bool:
     """Whether asking again can help: busy or broken servers and lines, and bodies cut short."""
-    status = _status(error)
+    status = status_of(error)
     return status is None or status in (408, 409, 429) or status >= 500
 
 
-def _status(error: Exception) -> int | None:
+def status_of(error: Exception) -> int | None:
+    """The server's status code, where it was the server who objected."""
     return getattr(error, "status_code", None)
 
 
@@ -236,10 +242,12 @@ def wished_s(retry_after: str) -> float:
 
 def one_line(error: Exception, key: str | None) -> str:
     """What went wrong, for people, without the key that a server may echo."""
-    return " ".join(without(str(error) or type(error).__name__, key).split())[:300]
+    said = without(f"{type(error).__name__}: {error}", key)
+    return " ".join(said.split())[:300].rstrip(": ")
 
 
 def without(text: str, key: str | None) -> str:
+    """The text with nothing to be seen of the key."""
     return text.replace(key, "[key]") if key else text
 
 

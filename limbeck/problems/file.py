@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from limbeck.config import FilePath
 from limbeck.errors import UserError
 from limbeck.problems import problem_from_row
 from limbeck.types import Problem
@@ -15,7 +16,7 @@ from limbeck.types import Problem
 
 def read(
     *,
-    path: str,
+    path: FilePath,
     question: str = "question",
     answer: str = "answer",
     answer_after: str | None = None,

@@ -125,7 +125,9 @@ def headline(results: Sequence[Row], tests: Sequence[Row]) -> str:
     if not results:
         return "Nothing has been evaluated yet."
     split, metric = _main(results)
-    scores = {row["name"]: row for row in results if (row["split"], row["metric"]) == (split, metric)}
+    scores = {
+        row["name"]: row for row in results if (row["split"], row["metric"]) == (split, metric)
+    }
     test = next((t for t in tests if t["split"] == split and {t["a"], t["b"]} <= set(scores)), None)
     names = [test["a"], test["b"]] if test else list(scores)[:3]
     asked = "held-out problems" if _heldout(split) else f"`{split}` problems"
@@ -215,7 +217,9 @@ def _sentence(test: Row) -> str:
 
 def _range(test: Row) -> str:
     chance = _p(test.get("p"))
-    return f"{100 * test['low']:+.1f} to {100 * test['high']:+.1f}" + (f", {chance}" if chance else "")
+    return f"{100 * test['low']:+.1f} to {100 * test['high']:+.1f}" + (
+        f", {chance}" if chance else ""
+    )
 
 
 def _points(share: Any) -> str:
@@ -242,12 +246,17 @@ def _score_plots(report: Report) -> list[dict[str, Any]]:
         rows = [r for r in report.results if (r["split"], r["metric"]) == (split, metric)]
         guess = _guess(report, split)
         lines = [
-            plots.IntervalRow(row["name"], [_mark(row, colours)], _percent(row), guess) for row in rows
+            plots.IntervalRow(row["name"], [_mark(row, colours)], _percent(row), guess)
+            for row in rows
         ]
-        desc = f"{METRICS.get(metric, metric)}: " + "; ".join(f"{r['name']} {_cell(r)}" for r in rows)
+        desc = f"{METRICS.get(metric, metric)}: " + "; ".join(
+            f"{r['name']} {_cell(r)}" for r in rows
+        )
         svg = plots.interval_plot(f"Share of {split} problems solved", desc, lines)
         num_problems = max((row.get("num_problems") or 0 for row in rows), default=0)
-        found.append({"split": split, "metric": metric, "num_problems": num_problems, "guess": guess})
+        found.append(
+            {"split": split, "metric": metric, "num_problems": num_problems, "guess": guess}
+        )
         found[-1]["svg"] = Markup(svg)
     return found
 
@@ -274,7 +283,9 @@ def _family_plots(report: Report) -> list[dict[str, Any]]:
 def _mark(row: Row, colours: Mapping[str, int]) -> plots.Mark:
     value = row["value"]
     low, high = (value if row.get(end) is None else row[end] for end in ("low", "high"))
-    return plots.Mark(row["name"], value, low, high, min(colours[row["name"]], len(plots.SHAPES) - 1))
+    return plots.Mark(
+        row["name"], value, low, high, min(colours[row["name"]], len(plots.SHAPES) - 1)
+    )
 
 
 def _guess(report: Report, split: str) -> float | None:
@@ -283,7 +294,9 @@ def _guess(report: Report, split: str) -> float | None:
     whole = [row["share"] for row in here if row.get("domain") in (None, "", "all")]
     if whole or not here:
         return float(whole[0]) if whole else None
-    sizes = {r["domain"]: r.get("num_problems") or 1 for r in report.families if r["split"] == split}
+    sizes = {
+        r["domain"]: r.get("num_problems") or 1 for r in report.families if r["split"] == split
+    }
     weights = [sizes.get(row["domain"], 0 if sizes else 1) for row in here]
     weighted = sum(row["share"] * weight for row, weight in zip(here, weights, strict=True))
     return weighted / sum(weights) if sum(weights) else None
@@ -297,7 +310,11 @@ def _funnel(row: Row) -> dict[str, Any]:
     words += [f"{count:,} {word}" for word, count in drops.items()]
     title = f"{row['stage']}: what was kept and dropped"
     svg = plots.funnel(title, ", ".join(words), row["sampled"], drops, MEANING)
-    return {"stage": row["stage"], "svg": Markup(svg), "share": row["kept"] / max(row["sampled"], 1)}
+    return {
+        "stage": row["stage"],
+        "svg": Markup(svg),
+        "share": row["kept"] / max(row["sampled"], 1),
+    }
 
 
 def _curve_plots(report: Report) -> list[dict[str, Any]]:
@@ -330,7 +347,11 @@ def _journey(report: Report) -> list[tuple[str, str]]:
     student = report.tests[0]["a"] if report.tests else None
     model = next((row for row in report.models if row["name"] == student), None)
     if model and model.get("num_parameters"):
-        tokens = f", trained on {_si(model.get('loss_tokens'))} tokens" if model.get("loss_tokens") else ""
+        tokens = (
+            f", trained on {_si(model.get('loss_tokens'))} tokens"
+            if model.get("loss_tokens")
+            else ""
+        )
         steps.append((_si(model["num_parameters"]), f"parameters in the student{tokens}"))
     if report.results:
         split, metric = _main(report.results)
@@ -370,7 +391,9 @@ def _trace(text: object) -> Markup:
     thought, mark, answer = shown.rpartition("</think>")
     if not mark:
         thought, answer = (shown, "") if shown.lstrip().startswith("<think>") else ("", shown)
-    tail = Markup('<i class="cut">… %s more characters</i>') % _count(cut) if cut > 0 else Markup("")
+    tail = (
+        Markup('<i class="cut">… %s more characters</i>') % _count(cut) if cut > 0 else Markup("")
+    )
     return Markup('<span class="thought">%s</span>%s%s') % (thought + mark, answer, tail)
 
 

@@ -98,7 +98,9 @@ def interval_plot(title: str, desc: str, rows: Sequence[IntervalRow]) -> str:
     return _svg(title, desc, y + 12, body)
 
 
-def funnel(title: str, desc: str, total: int, drops: Mapping[str, int], gloss: Mapping[str, str]) -> str:
+def funnel(
+    title: str, desc: str, total: int, drops: Mapping[str, int], gloss: Mapping[str, str]
+) -> str:
     """What went in, what each reason took away from it, and what is left, as steps of one bar."""
     left = total
     rows = [("sampled", total, 0, "whole")]
@@ -117,7 +119,9 @@ def funnel(title: str, desc: str, total: int, drops: Mapping[str, int], gloss: M
     return _svg(title, desc, 46 * len(rows) - 10, body)
 
 
-def line_plot(title: str, desc: str, lines: Mapping[str, Sequence[tuple[float, float]]], series: int) -> str:
+def line_plot(
+    title: str, desc: str, lines: Mapping[str, Sequence[tuple[float, float]]], series: int
+) -> str:
     """Curves over training steps: the first one solid, the others dashed with dots."""
     curves = {name: _thin(points) for name, points in lines.items()}
     curves = {name: points for name, points in curves.items() if points}
@@ -136,7 +140,9 @@ def line_plot(title: str, desc: str, lines: Mapping[str, Sequence[tuple[float, f
         body.append(_text(0, place(tick) + 4, f"{tick:g}", "tick", "end", shift=-8))
     for tick in _ticks(0, right):
         if tick <= right:
-            body.append(_text(100 * tick / right, 210, compact(tick), "tick", _anchor(tick / right)))
+            body.append(
+                _text(100 * tick / right, 210, compact(tick), "tick", _anchor(tick / right))
+            )
     for index, (name, points) in enumerate(curves.items()):
         path = " ".join(f"{100 * x / right:.2f},{place(y) - 22:.1f}" for x, y in points)
         dots = [_shape(100 * x / right, place(y), series, 0.5) for x, y in points] if index else []
@@ -151,7 +157,9 @@ def line_plot(title: str, desc: str, lines: Mapping[str, Sequence[tuple[float, f
     return _svg(title, desc, 230, body, "gutter")
 
 
-def histogram(title: str, desc: str, groups: Mapping[str, Sequence[float]], num_bins: int = 36) -> str:
+def histogram(
+    title: str, desc: str, groups: Mapping[str, Sequence[float]], num_bins: int = 36
+) -> str:
     """Each group's share per bin as an outline, its median as a dashed line; all on one scale."""
     groups = {name: values for name, values in groups.items() if values}
     if not groups:
@@ -168,7 +176,9 @@ def histogram(title: str, desc: str, groups: Mapping[str, Sequence[float]], num_
     body = [_line(0, top + height, 1, top + height, "axis")]
     for index, (name, bins) in enumerate(shares.items()):
         middle, values = median(groups[name]), groups[name]
-        path = "".join(f"V{height * (1 - share / peak):.1f}H{bin + 1}" for bin, share in enumerate(bins))
+        path = "".join(
+            f"V{height * (1 - share / peak):.1f}H{bin + 1}" for bin, share in enumerate(bins)
+        )
         words = f"{len(values):,} texts, median {middle:,.0f} tokens"
         body.append(
             f'<g class="h{index}">'
@@ -213,7 +223,14 @@ def _clean(text: object) -> str:
 
 
 def _text(
-    x: float, y: float, text: str, style: str, anchor: str = "start", *, extra: str = "", shift: int = 0
+    x: float,
+    y: float,
+    text: str,
+    style: str,
+    anchor: str = "start",
+    *,
+    extra: str = "",
+    shift: int = 0,
 ) -> str:
     """A label at x per cent, moved by `shift` pixels; `extra` follows in a quieter voice."""
     more = f'<tspan class="quiet" dx="8">{_clean(extra)}</tspan>' if extra else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from limbeck import store
@@ -22,6 +23,8 @@ PATIENCE = 20_000  # candidates in a row that bring nothing new: the source has 
 class Config(StageConfig):
     source: Source
     """Where the problems come from: a file of `limbeck/problems/`, with its knobs."""
+    more: list[Source] = []
+    """Further sources, read one after another when the first has run dry."""
     num: Extent[int]
     """How many problems to collect for training (`./collect/problems`)."""
     num_heldout: Extent[int] = 0
@@ -43,7 +46,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     seen: set[str] = set()
     idle = 0
     with out.account("collect"), out.progress(sum(wanted.values()), "problems") as advance:
-        for problem in config.source():
+        for problem in chain.from_iterable(source() for source in (config.source, *config.more)):
             held_out = heldout_fraction(problem) < config.heldout_share
             split = "heldout" if held_out else "problems"
             idle += 1
@@ -72,7 +75,9 @@ def _write(
 ) -> dict[str, Any]:
     for split, problems in found.items():
         if wanted[split] and not problems:
-            why = ", ".join(f"{n} {reason}" for reason, n in refused.items()) or "the source is empty"
+            why = (
+                ", ".join(f"{n} {reason}" for reason, n in refused.items()) or "the source is empty"
+            )
             raise UserError(f"{out.name}.source", f"gave no {split} ({why})", "check its knobs")
         if len(problems) < wanted[split]:
             out.log(f"the source ran dry: {len(problems)} of {wanted[split]} {split}")

@@ -43,7 +43,9 @@ def table(scores: dict[str, list[dict[str, Any]]], by: tuple[str, ...]) -> list[
         for row in problems:
             groups.setdefault(tuple(row[key] for key in by), []).append(row)
         for group, members in groups.items():
-            rows.append({"name": name, **dict(zip(by, group, strict=True)), **metrics.result(members)})
+            rows.append(
+                {"name": name, **dict(zip(by, group, strict=True)), **metrics.result(members)}
+            )
     return rows
 
 
@@ -67,7 +69,8 @@ def tests(
     rows = []
     for split in dict.fromkeys(split for split, _ in rates[0]):
         same = [key for key in rates[0] if key[0] == split]
-        test = metrics.paired_test(*([side[key] for key in same] for side in rates))
+        a, b = ([side[key] for key in same] for side in rates)
+        test = metrics.paired_test(a, b)
         rows.append(
             {
                 "a": pair[0],

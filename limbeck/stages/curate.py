@@ -55,11 +55,10 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
         store.write_part(out.path / "decisions", store.to_table("decisions", decisions))
         store.write_part(out.path / "dataset", store.to_table("dataset", rows))
     reasons = Counter(reason for reason in dropped.values() if reason)
-    counts = {"sampled": len(traces), "kept": len(kept), "dropped": dict(reasons.most_common())}
-    assert counts["sampled"] == counts["kept"] + reasons.total(), counts
+    assert len(traces) == len(kept) + reasons.total()
     told = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
     out.log(f"kept {len(kept):,} of {len(traces):,} traces" + (f"; dropped {told}" if told else ""))
-    return counts
+    return {"sampled": len(traces), "kept": len(kept), "dropped": dict(reasons.most_common())}
 
 
 def decide(

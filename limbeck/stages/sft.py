@@ -40,6 +40,10 @@ class Config(StageConfig):
     """How often each example is seen (the paper: 2 to 3), or"""
     num_tokens: int | None = None
     """a budget: stop once so many tokens, prompts included, have been trained on."""
+    context: int | None = None
+    """Stretches the student's context to so many tokens, and"""
+    rope_theta: float | None = None
+    """its rotary base with it."""
     max_length: int = 32_768
     """Longer examples are left out whole and counted; nothing is cut silently."""
     betas: list[float] = [0.9, 0.95]
@@ -68,14 +72,18 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     from limbeck.train.step import cosine_lr, make_optimizer, train_step
 
     tokenizer = models.load_tokenizer(config.model)
-    student = models.load_model(config.model, "float32", out.machine.device)
+    student = models.load_model(
+        config.model, "float32", out.machine.device, config.context, config.rope_theta
+    )
     examples, num_too_long = _examples(config, tokenizer, student.config.max_position_embeddings)
     out.log(chat.preflight(tokenizer, examples[0].ids, examples[0].loss_mask))
     lengths = [len(example.ids) for example in examples]
     steps = plan_steps(lengths, config, store.seed_of(config.seed, out.name))
 
     model = TokenModel(student)
-    optimizer = make_optimizer(model, config.lr, (config.betas[0], config.betas[1]), config.weight_decay)
+    optimizer = make_optimizer(
+        model, config.lr, (config.betas[0], config.betas[1]), config.weight_decay
+    )
     checkpoints = out.path / "checkpoints"
     state = load_newest(checkpoints, model, optimizer)
     state = state or {"step": 0, "loss_tokens": 0, "prompt_tokens": 0}
@@ -91,8 +99,14 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
             batches = _pack(chosen, config.micro_batch_tokens, out.machine.device)
             lr = cosine_lr(step, len(steps), config.lr, warmup, config.final_lr_ratio)
             result = train_step(
-                model, batches, optimizer, lr=lr, clip=config.clip, token_loss=cross_entropy,
-                autocast=autocast, step=step,
+                model,
+                batches,
+                optimizer,
+                lr=lr,
+                clip=config.clip,
+                token_loss=cross_entropy,
+                autocast=autocast,
+                step=step,
             )
             state["step"] = step + 1
             state["loss_tokens"] += result.num_loss_tokens

@@ -34,7 +34,8 @@ def run(folder, kill_at=None):
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart") / "run"
-    return Run(folder), run(folder)
+    printed = run(folder)
+    return Run(folder), printed
 
 
 def test_results_have_every_model_split_and_metric(quickstart):
@@ -116,7 +117,7 @@ def test_a_trace_tells_its_whole_story(quickstart):
     finished, _ = quickstart
     kept = finished.table("curate/dataset")["id"][0].as_py()
     story = finished.story(kept)
-    assert story["trained_into"] == ["distilled"]
+    assert story["trained_into"] == ["distilled", "unfiltered", "answers_only"]
     assert {d["by"]: d["dropped"] for d in story["decisions"]}["curate/decisions"] is None
     command = [sys.executable, "-m", "limbeck", "show", str(finished.path), kept]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import chisquare
 
 from limbeck import models
-from limbeck.engines import decode
+from limbeck.engines import decode, draw
 from limbeck.engines.decode import LocalEngine
 from limbeck.problems import make_problem
 from limbeck.types import Request, Sampling
@@ -153,8 +153,8 @@ def test_a_model_in_training_stays_as_it_was(engine):
 def test_draws_have_exactly_the_distribution(temperature, top_p):
     logits = torch.tensor([1.0, 0.8, 0.5, 0.0, -1.0, -4.0])
     num = 40_000
-    uniforms = torch.from_numpy(decode.uniform(np.arange(num, dtype=np.uint64), 3))
-    tokens, logp = decode.draw(logits.expand(num, -1), uniforms, Sampling(temperature, top_p))
+    uniforms = torch.from_numpy(draw.uniform(np.arange(num, dtype=np.uint64), 3))
+    tokens, logp = draw.draw(logits.expand(num, -1), uniforms, Sampling(temperature, top_p))
     expected = (logits / temperature).softmax(-1).double()
     before = expected.cumsum(0) - expected  # logits are in descending order
     expected = torch.where(before < top_p, expected, 0.0)
@@ -168,19 +168,19 @@ def test_draws_have_exactly_the_distribution(temperature, top_p):
 
 def test_nucleus_is_found_beyond_the_first_64_tokens():
     flat = torch.full((2, 1000), 1 / 1000)
-    sums, order = decode.nucleus(flat, 0.5)
+    sums, order = draw.nucleus(flat, 0.5)
     assert order.shape == (2, 1000)
     assert sums[0, -1].item() == pytest.approx(0.5, abs=2e-3)
 
 
 def test_uniforms_are_uniform_and_independent_between_neighbours():
     seeds = np.arange(100_000, dtype=np.uint64)
-    here, there = decode.uniform(seeds, 0), decode.uniform(seeds, 1)
+    here, there = draw.uniform(seeds, 0), draw.uniform(seeds, 1)
     counts = np.histogram(here, bins=64, range=(0, 1))[0]
     assert chisquare(counts).pvalue > 1e-3
     assert abs(np.corrcoef(here, there)[0, 1]) < 0.02
     assert abs(np.corrcoef(here[1:], there[:-1])[0, 1]) < 0.02
-    assert decode.splitmix64(np.array([0], dtype=np.uint64))[0] == 0xE220A8397B1DCDAF
+    assert draw.splitmix64(np.array([0], dtype=np.uint64))[0] == 0xE220A8397B1DCDAF
 
 
 def test_connect_reads_a_folder(engine, tokenizer, tmp_path):

@@ -53,6 +53,8 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, tied: bool) -> None:
     save_checkpoint(tmp_path, 3, first, first_optimizer, {"step": 3, "seen": [1, 2]})
     random.random(), np.random.random(), torch.rand(())
     second, second_optimizer = make_run(tie_word_embeddings=tied)
+    for group in second_optimizer.param_groups:
+        group.update(weight_decay=0.7, betas=(0.1, 0.2))  # what was saved wins
     assert load_newest(tmp_path, second, second_optimizer) == {"step": 3, "seen": [1, 2]}
     assert before + train(second, second_optimizer, range(3, 6)) == expected
     for (name, one), other in zip(model.named_parameters(), second.parameters(), strict=True):
