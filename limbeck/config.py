@@ -1,33 +1,20 @@
-"""What a recipe may say: typed configs, references between stages, names that become functions.
+"""What a recipe may say: typed configs, references between stages, identity and extent.
 
 A field is *identity* (it changes the content of a row) unless it is marked `Extent` (how much is
-made, or how it is run). A `Plugin` field names a file or a function; its knobs are the function's
-keyword-only parameters. Imports no torch, so that plan, schema and help stay quick.
+made, or how it is run). Imports no torch, so that plan, schema and help stay quick.
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import pkgutil
 import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    ValidationError,
-    create_model,
-)
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 T = TypeVar("T")
 
@@ -75,115 +62,6 @@ class Plugin:
         return self.function(*args, **self.knobs)
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of plug-in: `limbeck/<package>/<name>.py` has `function`, or, where `function` is
-    None, `limbeck/<package>.py` has a function of that name. `my_package.module:name` is yours."""
-
-    noun: str
-    package: str
-    function: str | None = None
-
-    def names(self) -> list[str]:
-        """The names that Limbeck itself brings."""
-        if self.function is None:
-            module = importlib.import_module(self.package)
-            return sorted(
-                name
-                for name, member in vars(module).items()
-                if inspect.isfunction(member)
-                and member.__module__ == self.package
-                and not name.startswith("_")
-            )
-        folder = importlib.import_module(self.package).__path__
-        found = (m.name for m in pkgutil.iter_modules(folder))
-        return sorted(n for n in found if self._has(f"{self.package}.{n}"))
-
-    def _has(self, module: str) -> bool:
-        """Whether the file defines our function; read as text, since helpers may import torch."""
-        spec = importlib.util.find_spec(module)
-        assert spec and spec.origin
-        with open(spec.origin, encoding="utf-8") as file:
-            return f"\ndef {self.function}(" in file.read()
-
-    def find(self, name: str) -> Callable[..., Any]:
-        """The function called `name`; ValueError with a suggestion where there is none."""
-        if ":" in name:
-            module_name, _, attribute = name.partition(":")
-            try:
-                return getattr(importlib.import_module(module_name), attribute)
-            except (ImportError, AttributeError) as error:
-                raise ValueError(f"cannot import {self.noun} {name!r} ({error})") from error
-        if name not in (names := self.names()):
-            raise ValueError(f"no {self.noun} is called {name!r}; {suggest(name, names)}")
-        if self.function is None:
-            return getattr(importlib.import_module(self.package), name)
-        return getattr(importlib.import_module(f"{self.package}.{name}"), self.function)
-
-    def parse(self, value: Any) -> Plugin:
-        """`name` or `{name: ..., knob: ...}` from a recipe, or a Plugin as it is."""
-        if isinstance(value, Plugin):
-            return value
-        if isinstance(value, str):
-            value = {"name": value}
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            example = f"{{name: {self.names()[0]}, ...}}"
-            raise ValueError(f"a {self.noun} is a name or a mapping like {example}")
-        function = self.find(value["name"])
-        knobs = {str(key): knob for key, knob in value.items() if key != "name"}
-        model = knobs_model(function)
-        try:
-            checked = model.model_validate(knobs)
-        except ValidationError as error:
-            mistakes = [(list(where), what) for where, what in explain(error, model)]
-            raise PydanticCustomError("knobs", "wrong knobs", {"mistakes": mistakes}) from None
-        return Plugin(value["name"], function, {k: getattr(checked, k) for k in model.model_fields})
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            self.parse,
-            serialization=core_schema.plain_serializer_function_ser_schema(written),
-        )
-
-    def __get_pydantic_json_schema__(
-        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        choices = []
-        for name in self.names():
-            knobs = knobs_model(self.find(name)).model_json_schema()
-            properties = {"name": {"const": name}, **knobs.get("properties", {})}
-            required = ["name", *knobs.get("required", [])]
-            choices.append(
-                {
-                    "type": "object",
-                    "properties": properties,
-                    "required": required,
-                    "additionalProperties": False,
-                }
-            )
-        own = {"type": "object", "properties": {"name": {"type": "string", "pattern": ":"}}}
-        return {"anyOf": [{"type": "string"}, *choices, {**own, "required": ["name"]}]}
-
-
-Source = Annotated[Plugin, Kind("source", "limbeck.problems", "read")]
-EngineChoice = Annotated[Plugin, Kind("engine", "limbeck.engines", "connect")]
-VerifierChoice = Annotated[Plugin, Kind("verifier", "limbeck.verifiers", "verify")]
-FilterChoice = Annotated[Plugin, Kind("filter", "limbeck.filters")]
-
-
-def knobs_model(function: Callable[..., Any]) -> type[StageConfig]:
-    """A strict model of a function's keyword-only parameters."""
-    hints = _hints(function)
-    fields: dict[str, Any] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            required = parameter.default is inspect.Parameter.empty
-            fields[name] = (hints[name], ... if required else parameter.default)
-    return create_model(function.__qualname__, __base__=StageConfig, **fields)
-
-
 def suggest(word: str, choices: list[str]) -> str:
     """'did you mean …?' or the list of what there is."""
     close = difflib.get_close_matches(word, choices, n=1)
@@ -215,11 +93,11 @@ Visit = Callable[[str, str, str], str]  # (kind, path, dotted key) -> path
 def map_references(value: Any, visit: Visit, annotation: Any = Any, key: str = "") -> Any:
     """A copy of a config in which every referenced path has gone through `visit`."""
     if isinstance(value, Plugin):
-        knobs = _map_fields(value.knobs, _hints(value.function), visit, key)
+        knobs = _map_fields(value.knobs, hints_of(value.function), visit, key)
         return Plugin(value.name, value.function, knobs)
     if isinstance(value, BaseModel):
         fields = {name: getattr(value, name) for name in type(value).model_fields}
-        return value.model_copy(update=_map_fields(fields, _hints(type(value)), visit, key))
+        return value.model_copy(update=_map_fields(fields, hints_of(type(value)), visit, key))
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         for mark in inner[1:]:
@@ -247,7 +125,7 @@ def _map_fields(
     }
 
 
-def _hints(thing: Any) -> dict[str, Any]:
+def hints_of(thing: Any) -> dict[str, Any]:
     """The types of a class's fields or of a function's keyword-only parameters.
 
     Of nothing else: what a function returns may be a type that only a type checker imports.
@@ -274,13 +152,13 @@ def split_fields(value: Any) -> tuple[Any, Any]:
     Only what differs from its default is told, so that a new knob leaves old runs valid.
     """
     if isinstance(value, Plugin):
-        hints, defaults = _hints(value.function), _knob_defaults(value.function)
+        hints, defaults = hints_of(value.function), _knob_defaults(value.function)
         identity, extent = _split(value.knobs, hints, defaults)
         return {"name": value.name, **identity}, extent
     if isinstance(value, BaseModel):
         fields = {name: getattr(value, name) for name in type(value).model_fields}
         defaults = {name: f.default for name, f in type(value).model_fields.items()}
-        return _split(fields, _hints(type(value)), defaults)
+        return _split(fields, hints_of(type(value)), defaults)
     if isinstance(value, list):
         pairs = [split_fields(item) for item in value]
         return [identity for identity, _ in pairs], {}
@@ -315,23 +193,3 @@ def _merge(a: Any, b: Any) -> Any:
 
 def _knob_defaults(function: Callable[..., Any]) -> dict[str, Any]:
     return {name: p.default for name, p in inspect.signature(function).parameters.items()}
-
-
-def plugins(value: Any) -> Iterator[Plugin]:
-    """Every plug-in that a config names."""
-    if isinstance(value, Plugin):
-        yield value
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from plugins(getattr(value, name))
-    elif isinstance(value, list):
-        for item in value:
-            yield from plugins(item)
-
-
-def source_hash(plugin: Plugin) -> str:
-    """sha256 of a plug-in's source, its whole file where that is its own."""
-    in_shared_file = plugin.function.__name__ == plugin.name  # filters.py, losses.py
-    source = plugin.function if in_shared_file else inspect.getmodule(plugin.function)
-    assert source is not None
-    return hashlib.sha256(inspect.getsource(source).encode()).hexdigest()[:16]

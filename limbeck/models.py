@@ -69,7 +69,8 @@ def load_model(
     """The causal language model of a folder or of a hub model; safetensors only, no foreign code.
 
     `context` and `rope_theta` overwrite the config's: a base made for 4k tokens learns 32k ones
-    with a larger theta (Open-R1 takes 300,000 for Qwen2.5-Math). UserError for a missing folder, one that holds pickles only, and one that brings its own code.
+    with a larger theta (Open-R1 takes 300,000 for Qwen2.5-Math). UserError for a missing folder,
+    one that holds pickles only, and one that brings its own code.
     """
     name, revision = _locate(source)
     try:

@@ -75,8 +75,7 @@ def _lines(label: str, total: float, unit: str) -> Iterator[Callable[..., None]]
         done += amount
         if (now := time.monotonic()) - spoke >= PLAIN_EVERY_S:
             spoke = now
-            say(
-                f"  {label}: {done:,.0f}/{total:,.0f} {unit}, {left(done, total, now - started)} {note}"
-            )
+            rest = left(done, total, now - started)
+            say(f"  {label}: {done:,.0f}/{total:,.0f} {unit}, {rest} {note}".rstrip())
 
     yield advance

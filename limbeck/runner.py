@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from limbeck import ledger, progress, store
-from limbeck.config import map_references, plugins, source_hash, split_fields, written
+from limbeck.config import map_references, split_fields, written
 from limbeck.errors import UserError, UserErrors
 from limbeck.folder import Machine, StageFolder
+from limbeck.plugins import plugins, source_hash
 from limbeck.recipe import TABLES, Recipe, Stage
 
 State = Literal["done", "new", "resume", "extend", "stale"]

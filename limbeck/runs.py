@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +12,8 @@ import pyarrow.compute as pc
 
 from limbeck import ledger, store
 from limbeck.errors import UserError
-from limbeck.types import Problem
 
 Row = dict[str, Any]
-NUM_SHOWN = 4  # pairs of traces, and problems with everybody's answer, in the report
 
 
 class Run:
@@ -46,7 +41,7 @@ class Run:
 
     def summary(self) -> Row:
         """What `limbeck show --json` prints."""
-        compared = self._compared()
+        compared = self.compared()
         return {
             "name": self.recipe["name"],
             "stages": self.stages(),
@@ -59,7 +54,7 @@ class Run:
 
     def results(self) -> list[Row]:
         """The results table: a row per model, split and metric."""
-        return self._compared()["results"]
+        return self.compared()["results"]
 
     def table(self, name: str) -> pa.Table:
         """`run.table("sample/traces")` as Arrow; `.to_pandas()` it if you like."""
@@ -74,20 +69,20 @@ class Run:
             if row["state"] != "new"
         ]
 
-    def _compared(self) -> dict[str, list[Row]]:
+    def compared(self) -> dict[str, list[Row]]:
         """The tables of the compare stages; without one, those of the evaluations."""
         found: dict[str, list[Row]] = {"results": [], "families": [], "tests": []}
-        for row in self._done("compare"):
+        for row in self.done("compare"):
             place = self.path / row["stage"] / "results" / "results.json"
             for key, rows in store.read_json(place).items():
                 found[key] += rows
         if not found["results"]:
-            for row in self._done("evaluate"):
+            for row in self.done("evaluate"):
                 results = row["summary"]["results"]
                 found["results"] += [{"name": row["stage"], **result} for result in results]
         return found
 
-    def _done(self, verb: str) -> list[Row]:
+    def done(self, verb: str) -> list[Row]:
         return [row for row in self.stages() if row["verb"] == verb and row["state"] == "done"]
 
     # -- one trace ------------------------------------------------------------------------------
@@ -150,16 +145,15 @@ class Run:
         ]
         for row in self.ledger():
             tokens = row["tokens_in"] + row["tokens_out"]
-            lines.append(
-                f"{row['stage']:<20} {row['cpu_seconds']:>9.1f} {tokens:>12,.0f} {row['flops']:>9.1e}"
-            )
+            cost = f"{row['cpu_seconds']:>9.1f} {tokens:>12,.0f} {row['flops']:>9.1e}"
+            lines.append(f"{row['stage']:<20} {cost}")
         return "\n".join(lines)
 
     def results_text(self) -> str:
         """The results table and what the paired tests say."""
         from limbeck.report.page import results_table
 
-        compared = self._compared()
+        compared = self.compared()
         return results_table(compared["results"], compared["tests"]) if compared["results"] else ""
 
     def story_text(self, trace_id: str) -> str:
@@ -186,174 +180,9 @@ class Run:
 
     def write_report(self) -> Path:
         """Writes `report.html`, whole or not at all."""
-        from limbeck.report.page import Report, headline, render
+        from limbeck.reporting import write_report
 
-        compared = self._compared()
-        sessions = store.read_jsonl(self.path / "sessions.jsonl")
-        done = [row for row in self.stages() if row["state"] == "done"]
-        page = Report(
-            name=self.recipe["name"],
-            title=self.recipe["title"],
-            command=sessions[0]["command"] if sessions else "",
-            started=sessions[0]["started"] if sessions else "",
-            finished=max((row["finished"] for row in done), default=""),
-            versions=sessions[-1]["versions"] if sessions else {},
-            machine=self._machine(sessions),
-            headline=headline(compared["results"], compared["tests"]),
-            results=compared["results"],
-            tests=compared["tests"],
-            families=compared["families"],
-            guess=self._guess(),
-            models=self._models(),
-            funnel=[{"stage": row["stage"], **row["summary"]} for row in self._done("curate")],
-            verdict_reasons={r["stage"]: r["summary"]["reasons"] for r in self._done("verify")},
-            curves=self._curves(),
-            lengths=self._lengths(),
-            examples=self._examples(),
-            answers=self._answers(),
-            ledger=self.ledger(),
-            recipe_text=json.dumps(self.recipe, indent=1, ensure_ascii=False),
-        )
-        path = self.path / "report.html"
-        store.write_text(path, render(page))
-        return path
-
-    def _machine(self, sessions: list[Row]) -> Row:
-        rows = self.ledger()
-        about = sessions[-1]["machine"] if sessions else {}
-        return {
-            "cpu": _cpu_name(),
-            "cores": os.cpu_count(),
-            "threads": about.get("threads"),
-            "device": about.get("device"),
-            "gemm_gflops": about.get("gemm_gflops"),
-            "cpu_seconds": round(sum(row["cpu_seconds"] for row in rows), 1),
-            "wall_seconds": round(sum(row["wall_seconds"] for row in rows), 1),
-        }
-
-    def _guess(self) -> list[Row]:
-        return [
-            {"split": f"{row['stage']}/{split}", "domain": domain, "share": share}
-            for row in self._done("collect")
-            for split, shares in row["summary"]["guess"].items()
-            for domain, share in shares.items()
-        ]
-
-    def _models(self) -> list[Row]:
-        return [
-            {"name": row["stage"]}
-            | {key: value for key, value in row["summary"].items() if key != "num_too_long"}
-            | {key: cost[key] for key in ("cpu_seconds", "flops")}
-            | {"trained_on": self.recipe["stages"][row["stage"]]["data"]}
-            for row in self._done("sft")
-            for cost in [ledger.total(self.path / row["stage"] / "ledger.jsonl")]
-        ]
-
-    def _curves(self) -> list[Row]:
-        curves = []
-        for row in self._done("sft"):
-            metrics = store.read_jsonl(self.path / row["stage"] / "metrics.jsonl")
-            points = {m["step"]: m["loss"] for m in metrics}  # the last word on a step counts
-            curves.append({"name": row["stage"], "points": sorted(points.items())})
-        return curves
-
-    def _lengths(self) -> list[Row]:
-        """Completion tokens of what the first curation kept and dropped."""
-        for row in self._done("curate"):
-            dropped = self._dropped(row["stage"])
-            kept: dict[bool, list[int]] = {True: [], False: []}
-            for trace in self._traces_of(row["stage"]).values():
-                kept[dropped[trace["id"]] is None].append(trace["completion_tokens"])
-            return [
-                {"name": "kept", "values": kept[True]},
-                {"name": "dropped", "values": kept[False]},
-            ]
-        return []
-
-    def _dropped(self, stage: str) -> dict[str, str | None]:
-        decisions = store.read_table(self.path / stage / "decisions").to_pylist()
-        return {row["trace_id"]: row["dropped"] for row in decisions}
-
-    def _traces_of(self, stage: str) -> dict[str, Row]:
-        place = self._inside(self.recipe["stages"][stage]["traces"])
-        names = ["id", "problem_id", "text", "completion_tokens"]
-        return {row["id"]: row for row in store.read_table(place, names).to_pylist()}
-
-    def _inside(self, reference: str) -> Path:
-        return self.path / reference[2:] if reference.startswith("./") else Path(reference)
-
-    def _problems(self, reference: str) -> dict[str, Problem]:
-        return {problem.id: problem for problem in store.read_problems(self._inside(reference))}
-
-    def _examples(self) -> list[Row]:
-        """A kept and a dropped trace of the same problem, a few domains and reasons."""
-        for row in self._done("curate"):
-            stage = row["stage"]
-            problems = self._problems(self.recipe["stages"][stage]["problems"])
-            dropped, traces = self._dropped(stage), self._traces_of(stage)
-            good: dict[str, str] = {}
-            for trace_id, reason in dropped.items():
-                if reason is None:
-                    good.setdefault(traces[trace_id]["problem_id"], trace_id)
-            pairs, seen = [], Counter[tuple[str, str]]()
-            for trace_id, reason in dropped.items():
-                problem = problems[traces[trace_id]["problem_id"]]
-                kind = (problem.domain, reason or "")
-                if reason in (None, "duplicate") or problem.id not in good or seen[kind]:
-                    continue
-                seen[kind] += 1
-                mine = good[problem.id]
-                pairs.append(
-                    {
-                        "problem": problem.question,
-                        "answer": problem.answer,
-                        "good": {"text": traces[mine]["text"], "reason": "kept", "id": mine},
-                        "bad": {"text": traces[trace_id]["text"], "reason": reason, "id": trace_id},
-                    }
-                )
-            if pairs:
-                return pairs[:NUM_SHOWN]
-        return []
-
-    def _answers(self) -> list[Row]:
-        """The same held-out problems, one of each domain, answered greedily by every model."""
-        compares = self._done("compare")
-        if not compares:
-            return []
-        scores = self.recipe["stages"][compares[0]["stage"]]["scores"]
-        by_model: dict[str, dict[str, Row]] = {}
-        asked: dict[str, Problem] = {}
-        for name, reference in scores.items():
-            stage = reference[2:].partition("/")[0]
-            if not store.parts(self.path / stage / "greedy"):
-                return []
-            rows = store.read_table(self.path / stage / "greedy").to_pylist()
-            by_model[name] = {row["problem_id"]: row for row in rows}
-            splits = self.recipe["stages"][stage]["problems"]
-            asked = asked or self._problems(next(iter(splits.values())))
-        firsts = {problem.domain: problem for problem in reversed(asked.values())}
-        return [
-            {
-                "problem": problem.question,
-                "gold": problem.answer,
-                "by": [
-                    {
-                        "name": name,
-                        "text": rows[problem.id]["text"],
-                        "reason": _judged(problem, rows),
-                    }
-                    for name, rows in by_model.items()
-                ],
-            }
-            for problem in list(firsts.values())[:NUM_SHOWN]
-        ]
-
-
-def _judged(problem: Problem, rows: dict[str, Row]) -> str:
-    from limbeck.types import Trace
-    from limbeck.verifiers.judging import judge
-
-    return judge(problem, Trace(**rows[problem.id])).reason
+        return write_report(self)
 
 
 def _writes(verb: str) -> dict[str, str]:
@@ -369,13 +198,3 @@ def _indent(text: str) -> str:
 def _visible(text: str) -> str:
     """Control characters spelled out: a model's text must not drive a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

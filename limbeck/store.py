@@ -167,8 +167,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a `.jsonl` or `.jsonl.gz` file; a torn last line is left out."""
     if not path.exists():
         return []
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
-    with opened as file:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
         return [json.loads(line) for line in file if line.endswith(b"\n") and line.strip()]
 
 

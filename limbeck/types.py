@@ -1,8 +1,8 @@
 """The nouns of Limbeck: what is asked, what is answered, what is judged. Imports no torch.
 
 Shape legend, for every `# (N, V)` comment in the code:
-N tokens of a packed batch · D documents in it · L longest document · B rows · H heads · K key heads ·
-E head width · C hidden width · V vocabulary
+N tokens of a packed batch · D documents in it · L longest document · B rows · H heads ·
+K key heads · E head width · C hidden width · V vocabulary
 """
 
 from __future__ import annotations

@@ -6,9 +6,20 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "limbeck"
-GROUND = ["errors", "types", "config", "store", "ledger", "progress", "folder", "chat", "models"]
-PARTS = ["problems", "engines", "verifiers", "filters", "train", "metrics", "report"]
-ABOVE = ["recipe", "runner", "runs", "api", "cli", "__init__", "__main__"]
+GROUND = {
+    "errors",
+    "types",
+    "config",
+    "plugins",
+    "store",
+    "ledger",
+    "progress",
+    "folder",
+    "chat",
+    "models",
+}
+PARTS = {"problems", "engines", "verifiers", "filters", "train", "metrics", "report"}
+ABOVE = {"recipe", "runner", "runs", "reporting", "api", "cli", "__init__", "__main__"}
 
 
 def layer(module: str) -> int:

@@ -125,10 +125,10 @@ def test_keep_uses_a_stale_stage_as_it_is(tmp_path):
 
 
 def test_a_changed_verifier_or_filter_makes_its_stage_stale(tmp_path, monkeypatch):
-    checks = tmp_path / "my_filters.py"
+    checks = tmp_path / "my_own_filters.py"
     checks.write_text("def short(trace, verdict):\n    return None\n")
     monkeypatch.syspath_prepend(tmp_path)
-    recipe = changed(curate__keep=["my_filters:short"])
+    recipe = changed(curate__keep=["my_own_filters:short"])
     run = limbeck.run(recipe, run=tmp_path / "run")
     checks.write_text("def short(trace, verdict):\n    return 'x' if not trace.text else None\n")
     import linecache

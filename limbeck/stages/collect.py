@@ -8,9 +8,10 @@ from itertools import chain
 from typing import Any
 
 from limbeck import store
-from limbeck.config import Extent, Source, StageConfig, VerifierChoice, written
+from limbeck.config import Extent, StageConfig, written
 from limbeck.errors import UserError
 from limbeck.folder import StageFolder
+from limbeck.plugins import Source, VerifierChoice
 from limbeck.problems import heldout_fraction
 from limbeck.types import Problem
 from limbeck.verifiers.judging import gradable

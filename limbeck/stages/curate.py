@@ -9,16 +9,10 @@ from typing import Any, Literal
 
 from limbeck import store
 from limbeck.chat import split_think
-from limbeck.config import (
-    FilterChoice,
-    Plugin,
-    ProblemsPath,
-    StageConfig,
-    TracesPath,
-    VerdictsPath,
-)
+from limbeck.config import Plugin, ProblemsPath, StageConfig, TracesPath, VerdictsPath
 from limbeck.errors import UserError
 from limbeck.folder import StageFolder
+from limbeck.plugins import FilterChoice
 from limbeck.types import Problem, Trace, Verdict
 
 WRITES = {"dataset": "dataset", "decisions": "decisions"}

@@ -6,9 +6,10 @@ import shutil
 from typing import Any
 
 from limbeck import ledger, metrics, store
-from limbeck.config import EngineChoice, Extent, ProblemsPath, StageConfig
+from limbeck.config import Extent, ProblemsPath, StageConfig
 from limbeck.engines.sampling import requests_for, write_missing
 from limbeck.folder import StageFolder
+from limbeck.plugins import EngineChoice
 from limbeck.types import Generator, Problem, Sampling, Trace, Verdict
 from limbeck.verifiers.judging import judge
 

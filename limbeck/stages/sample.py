@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from limbeck import store
-from limbeck.config import EngineChoice, Extent, ProblemsPath, StageConfig
+from limbeck.config import Extent, ProblemsPath, StageConfig
 from limbeck.engines.sampling import requests_for, write_missing
 from limbeck.folder import StageFolder
+from limbeck.plugins import EngineChoice
 from limbeck.types import Generator, Sampling
 
 WRITES = {"traces": "traces"}

@@ -175,16 +175,12 @@ def plan_steps(lengths: Sequence[int], config: Config, seed: int) -> list[list[i
         raise UserError("sft", "needs either num_epochs or num_tokens", "give one of the two")
     steps: list[list[int]] = []
     batch: list[int] = []
-    examples = tokens = 0
-    for index in _endless(len(lengths), seed):
+    num_examples = round((config.num_epochs or 0) * len(lengths))
+    tokens = 0
+    for seen, index in enumerate(_endless(len(lengths), seed), 1):
         batch.append(index)
-        examples += 1
         tokens += lengths[index]
-        enough = (
-            tokens >= config.num_tokens
-            if config.num_tokens is not None
-            else examples >= round((config.num_epochs or 0) * len(lengths))
-        )
+        enough = seen >= num_examples if config.num_tokens is None else tokens >= config.num_tokens
         if len(batch) == config.batch_size or enough:
             steps.append(batch)
             batch = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 
-from limbeck.config import Kind, Plugin
+from limbeck.config import Plugin
+from limbeck.plugins import Kind
 from limbeck.types import Problem, Trace, Verdict
 
 VERIFIERS = Kind("verifier", "limbeck.verifiers", "verify")
