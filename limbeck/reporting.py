@@ -41,7 +41,7 @@ def write_report(run: Run) -> Path:
         families=compared["families"],
         guess=_guess(run),
         models=_models(run),
-        funnel=[{"stage": row["stage"], **row["summary"]} for row in run.done("curate")],
+        funnel=[{"stage": row["stage"], **row["summary"]} for row in _curated(run)],
         verdict_reasons={r["stage"]: r["summary"]["reasons"] for r in run.done("verify")},
         curves=_curves(run),
         lengths=_lengths(run),
@@ -104,8 +104,8 @@ def _curves(run: Run) -> list[Row]:
 
 
 def _lengths(run: Run) -> list[Row]:
-    """Completion tokens of what the first curation kept and dropped."""
-    for row in run.done("curate"):
+    """Completion tokens of what the main curation kept and dropped."""
+    for row in _curated(run)[:1]:
         dropped = _dropped(run, row["stage"])
         kept: dict[bool, list[int]] = {True: [], False: []}
         for trace in _traces_of(run, row["stage"]).values():
@@ -115,6 +115,23 @@ def _lengths(run: Run) -> list[Row]:
             {"name": "dropped", "values": kept[False]},
         ]
     return []
+
+
+def _curated(run: Run) -> list[Row]:
+    """The curations, that of the first test's first model, the student, before all others."""
+    stages = run.recipe["stages"]
+    main = ""
+    for entry in stages.values():
+        if entry["stage"] == "compare" and entry.get("pairs"):
+            evaluation = _stage(entry["scores"][entry["pairs"][0][0]])
+            student = _stage(stages.get(evaluation, {}).get("engine", {}).get("model", ""))
+            main = main or _stage(stages.get(student, {}).get("data", ""))
+    return sorted(run.done("curate"), key=lambda row: row["stage"] != main)
+
+
+def _stage(reference: str) -> str:
+    """The stage that `./stage/output` names, or nothing."""
+    return reference[2:].partition("/")[0] if reference.startswith("./") else ""
 
 
 def _dropped(run: Run, stage: str) -> dict[str, str | None]:
@@ -138,7 +155,7 @@ def _problems(run: Run, reference: str) -> dict[str, Problem]:
 
 def _examples(run: Run) -> list[Row]:
     """A kept and a dropped trace of the same problem, a few domains and reasons."""
-    for row in run.done("curate"):
+    for row in _curated(run):
         stage = row["stage"]
         problems = _problems(run, run.recipe["stages"][stage]["problems"])
         dropped, traces = _dropped(run, stage), _traces_of(run, stage)
@@ -176,7 +193,7 @@ def _answers(run: Run) -> list[Row]:
     by_model: dict[str, dict[str, Row]] = {}
     asked: dict[str, Problem] = {}
     for name, reference in scores.items():
-        stage = reference[2:].partition("/")[0]
+        stage = _stage(reference)
         if not store.parts(run.path / stage / "greedy"):
             return []
         rows = store.read_table(run.path / stage / "greedy").to_pylist()
