@@ -185,11 +185,11 @@ def _examples(run: Run) -> list[Row]:
 
 
 def _answers(run: Run) -> list[Row]:
-    """The same held-out problems, one of each domain, answered greedily by every model."""
-    compares = run.done("compare")
-    if not compares:
+    """The first problem of each domain on which the first test's pair disagrees, answered by all."""
+    compares = [run.recipe["stages"][row["stage"]] for row in run.done("compare")]
+    if not compares or not compares[0].get("pairs"):
         return []
-    scores = run.recipe["stages"][compares[0]["stage"]]["scores"]
+    scores, pair = compares[0]["scores"], compares[0]["pairs"][0]
     by_model: dict[str, dict[str, Row]] = {}
     asked: dict[str, Problem] = {}
     for name, reference in scores.items():
@@ -200,22 +200,17 @@ def _answers(run: Run) -> list[Row]:
         by_model[name] = {row["problem_id"]: row for row in rows}
         splits = run.recipe["stages"][stage]["problems"]
         asked = asked or _problems(run, next(iter(splits.values())))
-    firsts = {problem.domain: problem for problem in reversed(asked.values())}
-    return [
-        {
-            "problem": problem.question,
-            "gold": problem.answer,
-            "by": [
-                {
-                    "name": name,
-                    "text": rows[problem.id]["text"],
-                    "reason": _judged(problem, rows),
-                }
-                for name, rows in by_model.items()
-            ],
-        }
-        for problem in list(firsts.values())[:NUM_SHOWN]
-    ]
+    shown: dict[str, Row] = {}
+    for problem in asked.values():
+        by = [
+            {"name": name, "text": rows[problem.id]["text"], "reason": _judged(problem, rows)}
+            for name, rows in by_model.items()
+        ]
+        right = {answer["reason"] == "correct" for answer in by if answer["name"] in pair}
+        if len(right) == 2:
+            row = {"problem": problem.question, "gold": problem.answer, "by": by}
+            shown.setdefault(problem.domain, row)
+    return list(shown.values())[:NUM_SHOWN]
 
 
 def _judged(problem: Problem, rows: dict[str, Row]) -> str:

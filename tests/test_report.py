@@ -57,7 +57,7 @@ def results() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def tests() -> list[dict[str, Any]]:
+def paired() -> list[dict[str, Any]]:
     return [
         {"a": "distilled", "b": "answers_only", "split": "heldout", "difference": 0.388, "low": 0.341,
          "high": 0.433, "p": 1e-40, "verdict": "better", "note": "at the same training budget"},
@@ -128,12 +128,12 @@ def full() -> Report:
         command="limbeck run recipes/quickstart.yaml",
         started="2026-03-04 10:12:07",
         finished="2026-03-04 10:20:16",
-        headline=headline(results(), tests()),
+        headline=headline(results(), paired()),
         versions={"limbeck": "0.1.0", "python": "3.11.7", "torch": "2.9.1", "transformers": "5.0.0"},
         machine={"cpu": "Intel Xeon Platinum 8481C", "cores": 2, "threads": 2, "gemm_gflops": 141.2,
                  "cpu_seconds": 947.0, "wall_seconds": 489.0},
         results=results(),
-        tests=tests(),
+        tests=paired(),
         families=families,
         guess=[{"split": s, "domain": d, "share": g} for s in ("heldout", "harder") for d, (g, _) in DOMAINS.items()],
         models=[
@@ -239,14 +239,14 @@ def test_a_full_page_is_well_formed_and_has_the_numbers():
         "16,000",
         "12\u202f000",
         "1.84 M",
-        "38.8",
-        "947",
+        "39 points",
+        "947 CPU-seconds",
         "141 GFLOP/s",
         "23 TFLOP",
         "83.9",
     ):
-        assert number in page or number == "947", number
-    assert "16 min" in page and "commonest answer" in page and "1–2 points" in page
+        assert number in page, number
+    assert "commonest answer" in page and "1–2 points" in page
     assert len(page) < 300_000
 
 
@@ -307,20 +307,20 @@ def test_rows_may_lack_what_was_not_measured():
 
 
 def test_the_headline_claims_no_more_than_the_test():
-    assert headline(results(), tests()) == (
+    assert headline(results(), paired()) == (
         "`distilled` solves 61 % of held-out problems (57-65), `answers_only` 22 % (19-26) at the same training"
         " budget: the difference of 39 points is clear (p < 0.001)."
     )
-    unclear = [{**tests()[0], "low": -0.01, "p": 0.06, "difference": 0.02, "note": ""}]
+    unclear = [{**paired()[0], "low": -0.01, "p": 0.06, "difference": 0.02, "note": ""}]
     assert "cannot be told from chance (-1.0 to +43.3, p = 0.06)" in headline(results(), unclear)
-    assert "cannot" in headline(results(), [{**tests()[0], "verdict": "unclear"}])
-    assert "against `distilled`" in headline(results(), [tests()[2]])
+    assert "cannot" in headline(results(), [{**paired()[0], "verdict": "unclear"}])
+    assert "against `distilled`" in headline(results(), [paired()[2]])
     assert "no paired test" in headline(results(), [])
     assert headline([], []) == "Nothing has been evaluated yet."
 
 
 def test_the_table_is_aligned_and_plain():
-    table = results_table(results(), tests())
+    table = results_table(results(), paired())
     lines = table.splitlines()
     assert table.isascii() and "\x1b" not in table and max(map(len, lines)) <= 100
     assert lines[3] == "distilled       61.2  (57.3-65.1)    64.0  (60.2-67.8)    33.4  (29.6-37.2)"

@@ -20,10 +20,10 @@ from limbeck.report import plots
 Row = Mapping[str, Any]
 
 INTRO = (
-    "A large language model, the teacher, wrote out its reasoning on many problems. Every answer was"
-    " checked against the known one, and a small model, the student, was trained on the solutions"
-    " that held up: the recipe by which DeepSeek-R1 was distilled. This page says how well the"
-    " student reasons now, what it learned from, and what that cost."
+    "A teacher wrote out its reasoning on many problems. Every answer was checked against the known"
+    " one, and a small model, the student, was trained on the solutions that held up: the recipe by"
+    " which DeepSeek-R1 was distilled. This page says how well the student reasons now, what it"
+    " learned from, and what that cost."
 )
 MEANING = {  # of a reason, in the few words that fit a phone
     "correct": "the answer matches the known one",
@@ -57,17 +57,20 @@ class Report:
     machine: Row = field(default_factory=dict)
     """cpu, cores, threads, gemm_gflops, cpu_seconds, wall_seconds"""
     results: Sequence[Row] = ()
-    """name, split, metric, value, low, high, num_problems, num_samples, tokens_per_answer, cost[, cost_unit]"""
+    """name, split, metric, value, low, high, num_problems, num_samples, tokens_per_answer, cost,
+    and a cost_unit if it is not FLOPs"""
     tests: Sequence[Row] = ()
-    """a, b, split, difference, low, high, p, verdict[, note]; the first is the headline's, its a the student"""
+    """a, b, split, difference, low, high, p, verdict[, note]; the first is the headline's, its a
+    the student"""
     families: Sequence[Row] = ()
     """name, split, domain, metric, value, low, high, num_problems"""
     guess: Sequence[Row] = ()
     """split, domain, share: the score of always guessing the commonest answer"""
     models: Sequence[Row] = ()
-    """name, num_parameters, loss_tokens, prompt_tokens, num_examples, num_steps, cpu_seconds, flops, trained_on"""
+    """name, num_parameters, loss_tokens, prompt_tokens, num_examples, num_steps, cpu_seconds,
+    flops, trained_on"""
     funnel: Sequence[Row] = ()
-    """stage, sampled, kept, dropped: {reason: count}"""
+    """stage, sampled, kept, dropped: {reason: count}; the student's own comes first"""
     verdict_reasons: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     curves: Sequence[Row] = ()
     """name, points: [(step, loss)][, heldout: [(step, loss)]]"""
@@ -184,7 +187,7 @@ def _cell(row: Row) -> str:
 
 
 def _main(results: Sequence[Row]) -> tuple[str, str]:
-    """The split and the metric that stand for the run: the first split, by pass@1 where it has it."""
+    """The split and metric that stand for the run: the first split, by pass@1 where it has it."""
     split = results[0]["split"]
     metrics = [row["metric"] for row in results if row["split"] == split]
     return split, "pass_at_1" if "pass_at_1" in metrics else metrics[0]
@@ -341,9 +344,9 @@ def _journey(report: Report) -> list[tuple[str, str]]:
     """The run in at most five figures, each with what it counts."""
     steps: list[tuple[str, str]] = []
     if report.funnel:
-        first, last = report.funnel[0], report.funnel[-1]
-        steps.append((_count(first["sampled"]), "solutions written by the teacher"))
-        steps.append((_count(last["kept"]), "kept after checking every answer"))
+        funnel = report.funnel[0]
+        steps.append((_count(funnel["sampled"]), "solutions written by the teacher"))
+        steps.append((_count(funnel["kept"]), "of them kept: right, readable and new"))
     student = report.tests[0]["a"] if report.tests else None
     model = next((row for row in report.models if row["name"] == student), None)
     if model and model.get("num_parameters"):
@@ -385,7 +388,7 @@ def _prose(text: object) -> Markup:
 
 
 def _trace(text: object) -> Markup:
-    """A model's text, the thinking in a quieter voice than the answer, cut where it is very long."""
+    """A model's text, its thinking in a quieter voice than its answer; cut where very long."""
     shown = plots.visible(str(text or "")[:LONGEST_TEXT])
     cut = len(str(text or "")) - LONGEST_TEXT
     thought, mark, answer = shown.rpartition("</think>")

@@ -36,7 +36,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class IntervalRow:
-    """One line of an `interval_plot`: marks under a label; `reference` is drawn as a dashed line."""
+    """One line of an `interval_plot`: marks under a label; `reference` becomes a dashed line."""
 
     label: str
     marks: Sequence[Mark]
@@ -45,7 +45,7 @@ class IntervalRow:
 
 
 def visible(text: object) -> str:
-    """Text that cannot act: control, bidi and invisible characters shown as signs, `␛` or `⟨U+202E⟩`.
+    """Text that cannot act: control, bidi and invisible characters become signs, `␛`, `⟨U+202E⟩`.
 
     What it returns is legal in XML. Newlines, tabs, spaces of all widths and joiners stay.
     """
@@ -164,7 +164,7 @@ def histogram(
     groups = {name: values for name, values in groups.items() if values}
     if not groups:
         return ""
-    ticks = [tick for tick in _ticks(0, max(max(values) for values in groups.values()))]
+    ticks = list(_ticks(0, max(max(values) for values in groups.values())))
     right, top, height = ticks[-1], 18 * len(groups) + 8, 120
     shares = {}
     for name, values in groups.items():

@@ -159,3 +159,17 @@ def content(folder):
         for p in folder.rglob("metrics.jsonl")
     }
     return {**weights, **tables, "results": results, **steps}
+
+
+def test_guessing_never_scores_above_a_tenth_at_full_size(tmp_path):
+    import limbeck
+    from limbeck import recipe as recipes
+
+    full = recipes.read_yaml(RECIPE.read_text(), "recipe")[0]
+    stages = {name: full["stages"][name] for name in ("collect", "harder")}
+    stages["collect"]["num"] = 300  # held-out problems are drawn whatever is drawn for training
+    finished = limbeck.run({"name": "guess", "stages": stages}, run=tmp_path / "run")
+    for row in finished.stages():
+        for split, shares in row["summary"]["guess"].items():
+            assert len(shares) == 3
+            assert max(shares.values()) <= 0.10, (row["stage"], split, shares)

@@ -9,7 +9,7 @@ from email.utils import formatdate
 
 import pytest
 
-from limbeck import config
+from limbeck import plugins
 from limbeck.chat import split_think
 from limbeck.engines import openai as engine_file
 from limbeck.errors import UserError
@@ -282,7 +282,7 @@ def test_waits_grow_and_scatter():
 
 
 def test_the_planner_reads_its_knobs():
-    model = config.knobs_model(engine_file.connect)
+    model = plugins.knobs_model(engine_file.connect)
     assert model.model_validate({"model": "m", "timeout_s": 5}).concurrency == 64
     with pytest.raises(ValueError, match="concurrency"):
         model.model_validate({"model": "m", "concurrency": 0})
