@@ -185,7 +185,7 @@ def _examples(run: Run) -> list[Row]:
 
 
 def _answers(run: Run) -> list[Row]:
-    """The first problem of each domain on which the first test's pair disagrees, answered by all."""
+    """Everybody's answer to the first problem of each domain that splits the first test's pair."""
     compares = [run.recipe["stages"][row["stage"]] for row in run.done("compare")]
     if not compares or not compares[0].get("pairs"):
         return []

@@ -250,6 +250,8 @@ def settle(machine: Machine) -> Machine:
             else os.cpu_count() or 1
         )
     device = machine.device
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for engines, too, which look for themselves
     try:
         import torch
     except ImportError:

@@ -11,6 +11,7 @@ import pytest
 
 from limbeck import plugins
 from limbeck.chat import split_think
+from limbeck.config import split_fields
 from limbeck.engines import openai as engine_file
 from limbeck.errors import UserError
 from limbeck.problems import make_problem
@@ -286,7 +287,7 @@ def test_the_planner_reads_its_knobs():
     assert model.model_validate({"model": "m", "timeout_s": 5}).concurrency == 64
     with pytest.raises(ValueError, match="concurrency"):
         model.model_validate({"model": "m", "concurrency": 0})
-    plugin = config.Kind("engine", "limbeck.engines", "connect").parse(
+    plugin = plugins.Kind("engine", "limbeck.engines", "connect").parse(
         {"name": "openai", "model": "m", "concurrency": 8}
     )
-    assert config.split_fields(plugin) == ({"name": "openai", "model": "m"}, {"concurrency": 8})
+    assert split_fields(plugin) == ({"name": "openai", "model": "m"}, {"concurrency": 8})
