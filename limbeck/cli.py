@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from limbeck.errors import UserError, UserErrors
+from limbeck.errors import UserError, UserErrors, disk_is_full, is_closed
 
 app = typer.Typer(
     name="limbeck",
@@ -152,5 +152,12 @@ def _exit_code(command: Callable[[], Any]) -> int:
         if hasattr(error, "format_message"):  # click's own words for a wrong command line
             if said := error.format_message().rstrip("."):
                 typer.echo(f"limbeck: {said}; see limbeck --help", err=True)
+            return 2
+        if disk_is_full(error):
+            what = "the disk is full; nothing that was finished is lost"
+            typer.echo(f"limbeck: {what}. Free space, then go on with: {_command()}", err=True)
+            return 1
+        if is_closed(error):
+            typer.echo(f"limbeck: {error}; choose a folder that you may write to", err=True)
             return 2
         raise

@@ -48,6 +48,19 @@ class StageFolder:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         progress.say(f"  {line}")
 
+    def balance(
+        self, inputs: int, ok: int, rejected: int = 0, failed: int = 0, poison: int = 0
+    ) -> dict[str, int]:
+        """Every input has ended as exactly one of four, or the stage fails.
+
+        `rejected` was judged and not wanted, `failed` could not be done, `poison` could not even
+        be read.
+        """
+        ends = {"ok": ok, "rejected": rejected, "failed": failed, "poison": poison}
+        if inputs != sum(ends.values()):
+            raise RuntimeError(f"{self.name}: {inputs} inputs ended as {ends}: rows were lost")
+        return {"inputs": inputs, **ends}
+
     def account(self, work: str) -> AbstractContextManager[dict[str, Any]]:
         """Times a piece of work into `ledger.jsonl`."""
         return ledger.account(self.path / "ledger.jsonl", work)

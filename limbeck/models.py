@@ -25,6 +25,7 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from limbeck import store
 from limbeck.errors import UserError
 
 transformers_logging.disable_progress_bar()  # ours say how long; weights load in a moment
@@ -46,7 +47,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or of a hub model, `owner/name` or `owner/name@revision`."""
-    name, revision = _locate(source)
+    name, revision = _whole(source)
     try:
         # AutoTokenizer rebuilds some tokenizers from what it knows about the model's family, with
         # other splitting rules than tokenizer.json has (all qwen2 folders, transformers 5.17 on).
@@ -72,7 +73,7 @@ def load_model(
     with a larger theta (Open-R1 takes 300,000 for Qwen2.5-Math). UserError for a missing folder,
     one that holds pickles only, and one that brings its own code.
     """
-    name, revision = _locate(source)
+    name, revision = _whole(source)
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         _refuse_foreign_code(source, config)
@@ -143,6 +144,7 @@ def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
 ) -> None:
     """Writes a Hugging Face folder aside, flushes it to disk and renames it into place."""
+    check_finite(model, str(folder))
     folder = Path(folder)
     aside = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
@@ -157,6 +159,13 @@ def save_model(
     aside.rename(folder)
     _sync([folder.parent])
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_finite(model: nn.Module, where: str) -> None:
+    """UserError that names the first weight with a value that is not finite, before it is saved."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise UserError(where, f"{name} is not finite", "nothing was saved; lower the lr")
 
 
 def hash_model(source: str | Path) -> str:
@@ -260,6 +269,14 @@ def _locate(source: str | Path) -> tuple[str, str]:
     if isinstance(source, Path) or text.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"model {text}", "there is no such folder", "check the path")
     return name, revision or "main"
+
+
+def _whole(source: str | Path) -> tuple[str, str]:
+    """`_locate`, once a folder that a stage wrote has been compared with its manifest."""
+    name, revision = _locate(source)
+    if Path(name).is_dir():
+        store.verify(Path(name))
+    return name, revision
 
 
 def _dtype(name: str) -> torch.dtype:

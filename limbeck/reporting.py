@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck import ledger, store
+from limbeck import ledger, store, tables
 from limbeck.types import Problem, Trace
 from limbeck.verifiers.judging import judge
 
@@ -86,7 +86,11 @@ def _guess(run: Run) -> list[Row]:
 def _models(run: Run) -> list[Row]:
     return [
         {"name": row["stage"]}
-        | {key: value for key, value in row["summary"].items() if key != "num_too_long"}
+        | {
+            key: value
+            for key, value in row["summary"].items()
+            if key not in ("accounts", "refused")
+        }
         | {key: cost[key] for key in ("cpu_seconds", "flops")}
         | {"trained_on": run.recipe["stages"][row["stage"]]["data"]}
         for row in run.done("sft")
@@ -135,14 +139,14 @@ def _stage(reference: str) -> str:
 
 
 def _dropped(run: Run, stage: str) -> dict[str, str | None]:
-    decisions = store.read_table(run.path / stage / "decisions").to_pylist()
+    decisions = tables.read_table(run.path / stage / "decisions").to_pylist()
     return {row["trace_id"]: row["dropped"] for row in decisions}
 
 
 def _traces_of(run: Run, stage: str) -> dict[str, Row]:
     place = _inside(run, run.recipe["stages"][stage]["traces"])
     names = ["id", "problem_id", "text", "completion_tokens"]
-    return {row["id"]: row for row in store.read_table(place, names).to_pylist()}
+    return {row["id"]: row for row in tables.read_table(place, names).to_pylist()}
 
 
 def _inside(run: Run, reference: str) -> Path:
@@ -150,7 +154,7 @@ def _inside(run: Run, reference: str) -> Path:
 
 
 def _problems(run: Run, reference: str) -> dict[str, Problem]:
-    return {problem.id: problem for problem in store.read_problems(_inside(run, reference))}
+    return {problem.id: problem for problem in tables.read_problems(_inside(run, reference))}
 
 
 def _examples(run: Run) -> list[Row]:
@@ -194,9 +198,9 @@ def _answers(run: Run) -> list[Row]:
     asked: dict[str, Problem] = {}
     for name, reference in scores.items():
         stage = _stage(reference)
-        if not store.parts(run.path / stage / "greedy"):
+        if not tables.parts(run.path / stage / "greedy"):
             return []
-        rows = store.read_table(run.path / stage / "greedy").to_pylist()
+        rows = tables.read_table(run.path / stage / "greedy").to_pylist()
         by_model[name] = {row["problem_id"]: row for row in rows}
         splits = run.recipe["stages"][stage]["problems"]
         asked = asked or _problems(run, next(iter(splits.values())))

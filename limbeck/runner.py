@@ -50,7 +50,7 @@ def plan(recipe: Recipe, run_dir: Path, keep: tuple[str, ...] = ()) -> list[Step
         record = _record(stage, steps)
         state, why = _state(stage, record, run_dir / stage.name)
         if state == "stale" and stage.name in keep:
-            kept = store.read_json(run_dir / stage.name / "stage.json")
+            kept = store.read_sealed(run_dir / stage.name / "stage.json")
             record = {"identity": kept["identity"], "extent": kept["extent"]}
             state, why = "done", f"kept although {why}"
         steps[stage.name] = Step(stage, state, record, why)
@@ -90,7 +90,7 @@ def _state(stage: Stage, record: dict[str, Any], folder: Path) -> tuple[State, s
     manifest, started = folder / "stage.json", folder / "started.json"
     if not started.exists():
         return "new", ""
-    before = store.read_json(manifest if manifest.exists() else started)
+    before = store.read_sealed(manifest if manifest.exists() else started)
     changes = list(_changes(before["identity"], record["identity"]))
     resumes = getattr(stage.module, "RESUMES", False)
     if changes and (manifest.exists() or resumes):
@@ -200,9 +200,9 @@ def _run_stage(step: Step, run_dir: Path, machine: Machine) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # unfinished, or about to be made larger
     started = {**step.record, "machine": _about(machine), "versions": versions()}
     if step.state == "resume":
-        _refuse_other_machine(store.read_json(folder / "started.json"), started, folder)
+        _refuse_other_machine(store.read_sealed(folder / "started.json"), started, folder)
     (folder / "stage.json").unlink(missing_ok=True)
-    store.write_json(folder / "started.json", {**started, "config": written(stage.config)})
+    store.write_sealed(folder / "started.json", {**started, "config": written(stage.config)})
     store.failpoint(f"{stage.name}.started")
     out = StageFolder(folder, stage.name, step.identity, machine)
 
@@ -222,7 +222,7 @@ def _run_stage(step: Step, run_dir: Path, machine: Machine) -> None:
         "files": store.hash_tree(folder),
     }
     store.failpoint(f"{stage.name}.finishing")
-    store.write_json(folder / "stage.json", manifest)
+    store.write_sealed(folder / "stage.json", manifest)
 
 
 def _refuse_other_machine(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

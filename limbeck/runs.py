@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from limbeck import ledger, store
+from limbeck import ledger, store, tables
 from limbeck.errors import UserError
 
 Row = dict[str, Any]
@@ -34,7 +34,7 @@ class Run:
             begun = (self.path / name / "started.json").exists()
             row = {"stage": name, "verb": entry["stage"], "state": "begun" if begun else "new"}
             if manifest.exists():
-                done = store.read_json(manifest)
+                done = store.read_sealed(manifest)
                 row |= {"state": "done", "finished": done["finished"], "summary": done["summary"]}
             rows.append(row)
         return rows
@@ -58,7 +58,7 @@ class Run:
 
     def table(self, name: str) -> pa.Table:
         """`run.table("sample/traces")` as Arrow; `.to_pandas()` it if you like."""
-        return store.read_table(self.path / name)
+        return tables.read_table(self.path / name)
 
     def ledger(self) -> list[Row]:
         """What each stage cost, all its sittings together."""
@@ -122,8 +122,8 @@ class Run:
         for row in self.stages():
             for output, made in _writes(row["verb"]).items():
                 folder = self.path / row["stage"] / output
-                if made == kind and row["state"] == "done" and store.parts(folder):
-                    table = store.read_table(folder)
+                if made == kind and row["state"] == "done" and tables.parts(folder):
+                    table = tables.read_table(folder)
                     match = pc.starts_with if prefix else pc.equal
                     for hit in table.filter(match(table[column], value)).to_pylist():
                         yield f"{row['stage']}/{output}", hit

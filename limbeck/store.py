@@ -1,7 +1,8 @@
-"""Run folders: tables in parts, manifests written last, content hashes. Imports no torch.
+"""Files that are whole or not there: hashes, atomic writes, manifests, the lock. No torch.
 
-A part is a Parquet file with page checksums, written aside and renamed; a stage is finished when
-its `stage.json` exists. So a kill at any moment leaves whole files or none.
+Everything is written aside, flushed and renamed; a stage is finished when its `stage.json`
+exists, and that names the hash of every file it wrote. A kill at any moment leaves whole files
+or none, and a file that changed later is noticed when it is read.
 """
 
 from __future__ import annotations
@@ -14,84 +15,12 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from limbeck.errors import UserError
-from limbeck.types import Message, Problem, Trace, Verdict
-
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-SCHEMAS = {
-    "problems": pa.schema(
-        [
-            ("id", pa.string()),
-            ("messages", MESSAGES),
-            ("answer", pa.string()),
-            ("verifier", pa.string()),  # JSON: a name, or a mapping with knobs
-            ("domain", pa.string()),
-            ("split", pa.string()),
-            ("meta", pa.string()),  # JSON
-        ]
-    ),
-    "traces": pa.schema(
-        [
-            ("id", pa.string()),
-            ("problem_id", pa.string()),
-            ("index", pa.int32()),
-            ("text", pa.string()),
-            ("finish", pa.string()),
-            ("model", pa.string()),
-            ("prompt_tokens", pa.int32()),
-            ("completion_tokens", pa.int32()),
-            ("token_ids", pa.list_(pa.int32())),
-            ("logprobs", pa.list_(pa.float32())),
-        ]
-    ),
-    "verdicts": pa.schema(
-        [
-            ("trace_id", pa.string()),
-            ("correct", pa.bool_()),
-            ("extracted", pa.string()),
-            ("reason", pa.string()),
-        ]
-    ),
-    "decisions": pa.schema(
-        [("trace_id", pa.string()), ("problem_id", pa.string()), ("dropped", pa.string())]
-    ),
-    "dataset": pa.schema(
-        [
-            ("id", pa.string()),
-            ("problem_id", pa.string()),
-            ("messages", MESSAGES),
-            ("domain", pa.string()),
-            ("teacher", pa.string()),
-            ("weight", pa.float32()),
-        ]
-    ),
-    "scores": pa.schema(
-        [
-            ("split", pa.string()),
-            ("metric", pa.string()),
-            ("problem_id", pa.string()),
-            ("domain", pa.string()),
-            ("num_samples", pa.int32()),
-            ("num_correct", pa.int32()),
-            ("num_truncated", pa.int32()),
-            ("prompt_tokens", pa.int64()),
-            ("completion_tokens", pa.int64()),
-            ("flops", pa.float64()),
-        ]
-    ),
-}
-
-Row = TypeVar("Row")
-
 
 # -- hashes -------------------------------------------------------------------------------------
 
@@ -114,8 +43,13 @@ def hash_file(path: Path) -> str:
 
 def hash_tree(path: Path) -> dict[str, str]:
     """sha256 of every file below a folder, by relative name."""
-    files = sorted(p for p in path.rglob("*") if p.is_file())
-    return {str(p.relative_to(path)): hash_file(p) for p in files}
+    return {name: hash_file(path / name) for name in _names(path)}
+
+
+def _names(path: Path) -> list[str]:
+    """Every file below a folder, by relative name; what is still being written aside is none."""
+    files = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return sorted(str(p.relative_to(path)) for p in files)
 
 
 # -- atomic writes ------------------------------------------------------------------------------
@@ -157,6 +91,49 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """A manifest: JSON that carries the hash of itself."""
+    write_json(path, {**value, "seal": digest(value)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """A manifest that is what was written, or a UserError that names it."""
+    try:
+        value = read_json(path)
+        seal = value.pop("seal")
+    except (ValueError, AttributeError, KeyError) as error:
+        raise _changed(path, f"is no manifest any more ({error})") from error
+    if digest(value) != seal:
+        raise _changed(path, "changed on disk since it was written")
+    return value
+
+
+def verify(path: Path) -> None:
+    """Compares what a finished stage wrote at `path`, file or folder, with the stage's manifest.
+
+    Nothing to say of what lies in no stage, or in one that is not finished. UserError names the
+    first file that is missing, new or changed.
+    """
+    stage = next((p for p in path.parents if (p / "stage.json").exists()), None)
+    if stage is None:
+        return
+    inside = str(path.relative_to(stage))
+    promised = read_sealed(stage / "stage.json")["files"]
+    promised = {n: h for n, h in promised.items() if n == inside or n.startswith(f"{inside}/")}
+    there = {inside} if path.is_file() else {f"{inside}/{name}" for name in _names(path)}
+    for name in sorted(promised.keys() | there):
+        if name not in there:
+            raise _changed(stage / name, "is missing")
+        if name not in promised:
+            raise _changed(stage / name, "is not of this stage")
+        if hash_file(stage / name) != promised[name]:
+            raise _changed(stage / name, "changed on disk since it was written")
+
+
+def _changed(path: Path, what: str) -> UserError:
+    return UserError(str(path), what, "restore the file, or make its stage anew with --redo")
+
+
 def append_json(path: Path, row: dict[str, Any]) -> None:
     """Adds one line to a `.jsonl` file in a single write."""
     with open(path, "ab") as file:
@@ -175,74 +152,6 @@ def failpoint(name: str) -> None:
     """Dies here, as by SIGKILL, when a test has set LIMBECK_KILL_AT to this point's name."""
     if os.environ.get("LIMBECK_KILL_AT") == name:
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-# -- tables -------------------------------------------------------------------------------------
-
-
-def to_table(kind: str, rows: Iterable[Any]) -> pa.Table:
-    """Rows (our dataclasses, or dicts of that shape) as an Arrow table."""
-    plain = [
-        asdict(row) if is_dataclass(row) and not isinstance(row, type) else row for row in rows
-    ]
-    if kind == "problems":
-        for row in plain:
-            row["verifier"] = json.dumps(row["verifier"])
-            row["meta"] = json.dumps(row["meta"], ensure_ascii=False)
-    return pa.Table.from_pylist(plain, schema=SCHEMAS[kind])
-
-
-def write_part(folder: Path, table: pa.Table) -> Path:
-    """Adds the next part to a table; whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"part-{len(parts(folder)):05d}.parquet"
-    aside = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, aside, compression="zstd", write_page_checksum=True)
-    failpoint(f"{folder.parent.name}.{path.stem}")
-    commit(aside, path)
-    return path
-
-
-def parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.parquet"))
-
-
-def read_table(path: Path | str, columns: list[str] | None = None) -> pa.Table:
-    """A table: a folder of parts, one Parquet file, or one `.jsonl[.gz]` file."""
-    path = Path(path)
-    if not path.exists():
-        raise UserError(
-            str(path), "no such table", "check the path, or run the stage that makes it"
-        )
-    if ".jsonl" in path.name:
-        table = pa.Table.from_pylist(read_jsonl(path))
-        return table.select(columns) if columns else table
-    files = parts(path) if path.is_dir() else [path]
-    if not files:
-        raise UserError(str(path), "has no parts", "run the stage that makes it")
-    tables = [
-        pq.read_table(file, columns=columns, page_checksum_verification=True, memory_map=False)
-        for file in files
-    ]
-    return pa.concat_tables(tables)
-
-
-def read_problems(path: Path | str) -> list[Problem]:
-    rows = read_table(path).to_pylist()
-    for row in rows:
-        row["messages"] = tuple(Message(**message) for message in row["messages"])
-        row["verifier"], row["meta"] = json.loads(row["verifier"]), json.loads(row["meta"])
-    return [Problem(**row) for row in rows]
-
-
-def read_traces(path: Path | str) -> list[Trace]:
-    """Traces without token ids and log-probs, which most readers do not need."""
-    names = [f.name for f in fields(Trace) if f.name not in ("token_ids", "logprobs")]
-    return [Trace(**row) for row in read_table(path, names).to_pylist()]
-
-
-def read_verdicts(path: Path | str) -> list[Verdict]:
-    return [Verdict(**row) for row in read_table(path).to_pylist()]
 
 
 # -- the run folder -----------------------------------------------------------------------------

@@ -96,9 +96,13 @@ class Request:
 
 
 class Generator(Protocol):
-    """Every engine: writes one trace for each request, and yields them in any order."""
+    """Every engine: writes one trace for each request, and yields them in any order.
+
+    Where it `costs_money`, each answer goes to a journal before it counts.
+    """
 
     name: str
     num_parameters: int | None
+    costs_money: bool
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Trace]: ...

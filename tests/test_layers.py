@@ -11,10 +11,12 @@ GROUND = {
     "types",
     "config",
     "plugins",
+    "tables",
     "store",
     "ledger",
     "progress",
     "folder",
+    "journal",
     "chat",
     "models",
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import limbeck
-from limbeck import store
+from limbeck import tables
 from limbeck.errors import UserError, UserErrors
 
 pytest.importorskip("reasoning_gym")
@@ -52,8 +52,8 @@ def states(recipe, folder):
 
 def content(folder):
     """Every table's rows, by place; times and paths left out."""
-    tables = sorted({path.parent for path in Path(folder).rglob("part-*.parquet")})
-    return {str(t.relative_to(folder)): store.read_table(t).to_pylist() for t in tables}
+    places = sorted({path.parent for path in Path(folder).rglob("part-*.parquet")})
+    return {str(t.relative_to(folder)): tables.read_table(t).to_pylist() for t in places}
 
 
 def test_a_finished_run_is_skipped_whole(tmp_path):
@@ -69,7 +69,7 @@ def test_splits_share_no_question_and_no_numbers(tmp_path):
 
     recipe = changed(collect__num=60, collect__num_heldout=30)
     run = limbeck.run(recipe, run=tmp_path / "run")
-    train, held = (store.read_problems(run.path / "collect" / s) for s in ("problems", "heldout"))
+    train, held = (tables.read_problems(run.path / "collect" / s) for s in ("problems", "heldout"))
     assert (len(train), len(held)) == (60, 30)
     assert not {collision_key(p) for p in train} & {collision_key(p) for p in held}
     assert not {p.question for p in train} & {p.question for p in held}
@@ -85,7 +85,7 @@ def test_more_samples_buy_the_difference_only(tmp_path):
     limbeck.run(more, run=run.path)
     after = content(run.path)["sample/traces"]
     assert after[: len(before)] == before
-    assert len(store.parts(run.path / "sample" / "traces")) == 2
+    assert len(tables.parts(run.path / "sample" / "traces")) == 2
     fresh = limbeck.run(more, run=tmp_path / "fresh")
 
     def by_id(rows):

@@ -60,6 +60,7 @@ class LocalEngine:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.name, self.batch_rows = name, batch_rows
+        self.costs_money = False
         self.num_parameters = sum(p.numel() for p in model.parameters())
         self.context = _context(model)
         self.stops = _stop_ids(model, tokenizer)
@@ -100,6 +101,7 @@ class LocalEngine:
                 self.stops,
                 self.context,
             )
+        _check_finite(logprobs, lengths, self.name)
         traces = []
         for row, prompt in enumerate(prompts):
             written = ids[row, : lengths[row]].tolist()
@@ -337,6 +339,13 @@ def _context(model: PreTrainedModel) -> int:
     window = getattr(config, "sliding_window", None)
     slides = "sliding_attention" in kinds or (not kinds and window is not None)
     return min(context, window) if slides and window else context
+
+
+def _check_finite(logprobs: Tensor, lengths: Sequence[int], name: str) -> None:
+    written = torch.arange(logprobs.shape[1])[None] < torch.tensor(lengths)[:, None]
+    if not bool(torch.isfinite(logprobs.cpu()[written]).all()):
+        what = "gives log-probabilities that are not finite"
+        raise UserError(f"model {name}", what, "its weights are broken: take another checkpoint")
 
 
 def _cannot_decode(module: Any, what: str) -> UserError:

@@ -80,6 +80,7 @@ class OpenAIEngine:
     timeout_s: float
     max_attempts: int
     num_parameters: int | None = None
+    costs_money: bool = True
     num_answers: int = 0
     num_failures: int = 0
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from limbeck import ledger, store
+from limbeck import ledger, store, tables
 from limbeck.folder import StageFolder
-from limbeck.types import Generator, Problem, Request, Sampling
+from limbeck.journal import Journal
+from limbeck.types import Generator, Problem, Request, Sampling, Trace
 
 
 def requests_for(
@@ -35,20 +37,54 @@ def write_missing(
     """Generates what a table of traces lacks, in parts of the same rows whenever it is resumed.
 
     Finished parts are whole chunks of the wanted list, so what remains chunks as it would have
-    without the interruption: same batches, same bits.
+    without the interruption: same batches, same bits. An engine that costs money answers into a
+    journal, and an answer that is there is never asked for again.
     """
-    done = set(store.read_table(table, ["id"])["id"].to_pylist()) if store.parts(table) else set()
+    done = set(tables.read_table(table, ["id"])["id"].to_pylist()) if tables.parts(table) else set()
     missing = [request for request in requests if request.id not in done]
+    journal = _open_journal(table, out) if engine.costs_money else None
     with out.progress(len(missing), "traces") as advance:
         for start in range(0, len(missing), rows_per_part):
             chunk = missing[start : start + rows_per_part]
             with out.account(f"{table.name} part") as row:
                 traces = {}
-                for trace in engine.generate(chunk, sampling):
+                for trace in _answers(engine, chunk, sampling, journal, out.name):
                     traces[trace.id] = trace
                     advance(1)
-                store.write_part(table, store.to_table("traces", [traces[r.id] for r in chunk]))
+                tables.write_part(table, tables.to_table("traces", [traces[r.id] for r in chunk]))
                 row["tokens_in"] = sum(t.prompt_tokens for t in traces.values())
                 row["tokens_out"] = sum(t.completion_tokens for t in traces.values())
                 tokens = row["tokens_in"] + row["tokens_out"]
                 row["flops"] = ledger.forward_flops(engine.num_parameters or 0, tokens)
+            if journal:
+                journal.clear()
+    if journal:
+        journal.remove()
+
+
+def _answers(
+    engine: Generator,
+    chunk: Sequence[Request],
+    sampling: Sampling,
+    journal: Journal | None,
+    name: str,
+) -> Iterator[Trace]:
+    """A chunk's traces: those that the journal has, and then new ones, in it before they count."""
+    wanted = {request.id for request in chunk}
+    paid = [Trace(**row) for row in journal.records if row["id"] in wanted] if journal else []
+    yield from paid
+    known = {trace.id for trace in paid}
+    for trace in engine.generate([r for r in chunk if r.id not in known], sampling):
+        if journal:
+            journal.append(asdict(trace))
+            store.failpoint(f"{name}.journal-{len(journal.records)}")
+        yield trace
+
+
+def _open_journal(table: Path, out: StageFolder) -> Journal:
+    journal = Journal(table.with_name(f"{table.name}.journal"))
+    if journal.torn:
+        out.log(f"{journal.path} ended in a torn record; its {journal.torn} bytes are cut off")
+    for place in journal.quarantined:
+        out.log(f"{journal.path} was broken in the middle; what could not be read is in {place}")
+    return journal

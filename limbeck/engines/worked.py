@@ -23,6 +23,7 @@ class WorkedSolutions:
 
     name: str = "worked"
     num_parameters: int | None = None
+    costs_money: bool = False
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Trace]:
         """One trace a request, in order. Raises UserError for a family without a function."""

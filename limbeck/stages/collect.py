@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from limbeck import store
+from limbeck import tables
 from limbeck.config import Extent, StageConfig, written
 from limbeck.errors import UserError
 from limbeck.folder import StageFolder
@@ -38,34 +38,42 @@ class Config(StageConfig):
 
 
 def run(config: Config, out: StageFolder) -> dict[str, Any]:
-    """Writes `problems` and `heldout`; each family gets an equal share of either."""
+    """Writes `problems` and `heldout`, in the source's order."""
     if config.num_heldout and not config.heldout_share:
         raise UserError(f"{out.name}.num_heldout", "has no share to draw from", "set heldout_share")
     wanted = {"problems": config.num, "heldout": config.num_heldout}
     found: dict[str, list[Problem]] = {split: [] for split in wanted}
     refused: Counter[str] = Counter()
     seen: set[str] = set()
-    idle = 0
+    num_read = idle = 0
     with out.account("collect"), out.progress(sum(wanted.values()), "problems") as advance:
         for problem in chain.from_iterable(source() for source in (config.source, *config.more)):
             held_out = heldout_fraction(problem) < config.heldout_share
             split = "heldout" if held_out else "problems"
-            idle += 1
-            if problem.id in seen:
+            if config.verifier:
+                problem = replace(problem, verifier=written(config.verifier))
+            num_read, idle = num_read + 1, idle + 1
+            if len(found[split]) >= wanted[split]:
+                refused["enough of its split"] += 1
+            elif problem.id in seen:
                 refused["seen before"] += 1
-            elif len(found[split]) < wanted[split]:
-                seen.add(problem.id)
-                if config.verifier:
-                    problem = replace(problem, verifier=written(config.verifier))
-                if (verdict := gradable(problem)).correct:
-                    found[split].append(replace(problem, split=split))
-                    advance(1)
-                    idle = 0
-                else:
-                    refused[f"own answer is {verdict.reason}"] += 1
+            elif not (verdict := gradable(problem)).correct:
+                refused[f"own answer is {verdict.reason}"] += 1
+            else:
+                found[split].append(replace(problem, split=split))
+                advance(1)
+                idle = 0
+            seen.add(problem.id)
             if idle >= PATIENCE or all(len(found[s]) >= n for s, n in wanted.items()):
                 break
-    return _write(found, wanted, refused, out)
+        _write(found, wanted, refused, out)
+    counts = {split: len(problems) for split, problems in found.items()}
+    return {
+        "accounts": out.balance(num_read, sum(counts.values()), rejected=refused.total()),
+        "num": counts,
+        "refused": dict(refused),
+        "guess": {split: guess_shares(problems) for split, problems in found.items() if problems},
+    }
 
 
 def _write(
@@ -73,20 +81,17 @@ def _write(
     wanted: dict[str, int],
     refused: Counter[str],
     out: StageFolder,
-) -> dict[str, Any]:
+) -> None:
     for split, problems in found.items():
         if wanted[split] and not problems:
-            why = (
-                ", ".join(f"{n} {reason}" for reason, n in refused.items()) or "the source is empty"
-            )
-            raise UserError(f"{out.name}.source", f"gave no {split} ({why})", "check its knobs")
+            why = ", ".join(f"{n} {reason}" for reason, n in refused.items())
+            what = f"gave no {split} ({why or 'the source is empty'})"
+            raise UserError(f"{out.name}.source", what, "check its knobs")
         if len(problems) < wanted[split]:
-            out.log(f"the source ran dry: {len(problems)} of {wanted[split]} {split}")
-        store.write_part(out.path / split, store.to_table("problems", problems))
-    guess = {split: guess_shares(problems) for split, problems in found.items() if problems}
-    counts = {split: len(problems) for split, problems in found.items()}
-    out.log(" · ".join(f"{n:,} {split}" for split, n in counts.items() if n))
-    return {"num": counts, "refused": dict(refused), "guess": guess}
+            out.log(f"the source ran dry: {len(problems):,} of {wanted[split]:,} {split}")
+    for split, problems in found.items():
+        tables.write_part(out.path / split, tables.to_table("problems", problems))
+    out.log(" · ".join(f"{len(rows):,} {split}" for split, rows in found.items() if rows))
 
 
 def guess_shares(problems: list[Problem]) -> dict[str, float]:

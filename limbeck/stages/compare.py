@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from limbeck import metrics, store
+from limbeck import metrics, store, tables
 from limbeck.config import ScoresPath, StageConfig
 from limbeck.errors import UserError
 from limbeck.folder import StageFolder
@@ -24,7 +24,7 @@ class Config(StageConfig):
 
 def run(config: Config, out: StageFolder) -> dict[str, Any]:
     """Writes `results/results.json` with results, families and tests."""
-    scores = {name: store.read_table(path).to_pylist() for name, path in config.scores.items()}
+    scores = {name: tables.read_table(path).to_pylist() for name, path in config.scores.items()}
     with out.account("compare"):
         comparison = {
             "results": table(scores, ("split", "metric")),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from limbeck import store
+from limbeck import store, tables
 from limbeck.config import DatasetPath, ModelPath, StageConfig
 from limbeck.errors import UserError
 from limbeck.folder import StageFolder
@@ -52,7 +52,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
         if config.tokenizer is not None:
             tokenizer = models.load_tokenizer(config.tokenizer)
         else:
-            rows = store.read_table(config.texts or "", ["messages"])["messages"].to_pylist()
+            rows = tables.read_table(config.texts or "", ["messages"])["messages"].to_pylist()
             texts = (message["content"] for messages in rows for message in messages)
             tokenizer = models.train_tokenizer(texts, config.vocab_size, config.isolate)
         model = models.create_model(

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from limbeck import store
+from limbeck import tables
 from limbeck.chat import split_think
 from limbeck.config import Plugin, ProblemsPath, StageConfig, TracesPath, VerdictsPath
 from limbeck.errors import UserError
@@ -34,9 +34,9 @@ class Config(StageConfig):
 
 def run(config: Config, out: StageFolder) -> dict[str, Any]:
     """Writes `decisions`, one row per trace, and `dataset`, the kept ones as messages."""
-    problems = {problem.id: problem for problem in store.read_problems(config.problems)}
-    verdicts = {verdict.trace_id: verdict for verdict in store.read_verdicts(config.verdicts)}
-    traces = store.read_traces(config.traces)
+    problems = {problem.id: problem for problem in tables.read_problems(config.problems)}
+    verdicts = {verdict.trace_id: verdict for verdict in tables.read_verdicts(config.verdicts)}
+    traces = tables.read_traces(config.traces)
     with out.account("curate"):
         dropped = decide(traces, verdicts, config.keep)
         kept = [trace for trace in traces if dropped[trace.id] is None]
@@ -46,13 +46,14 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
             {"trace_id": t.id, "problem_id": t.problem_id, "dropped": dropped[t.id]} for t in traces
         ]
         rows = [_row(problems[t.problem_id], t, config.thinking) for t in kept]
-        store.write_part(out.path / "decisions", store.to_table("decisions", decisions))
-        store.write_part(out.path / "dataset", store.to_table("dataset", rows))
+        tables.write_part(out.path / "decisions", tables.to_table("decisions", decisions))
+        tables.write_part(out.path / "dataset", tables.to_table("dataset", rows))
     reasons = Counter(reason for reason in dropped.values() if reason)
-    assert len(traces) == len(kept) + reasons.total()
     told = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
     out.log(f"kept {len(kept):,} of {len(traces):,} traces" + (f"; dropped {told}" if told else ""))
-    return {"sampled": len(traces), "kept": len(kept), "dropped": dict(reasons.most_common())}
+    accounts = out.balance(len(traces), len(kept), rejected=reasons.total())
+    dropped_by = dict(reasons.most_common())
+    return {"accounts": accounts, "sampled": len(traces), "kept": len(kept), "dropped": dropped_by}
 
 
 def decide(

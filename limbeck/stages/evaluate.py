@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from limbeck import ledger, metrics, store
+from limbeck import ledger, metrics, tables
 from limbeck.config import Extent, ProblemsPath, StageConfig
 from limbeck.engines.sampling import requests_for, write_missing
 from limbeck.folder import StageFolder
@@ -36,7 +36,7 @@ class Config(StageConfig):
 
 def run(config: Config, out: StageFolder) -> dict[str, Any]:
     """Writes the answers of each metric, and `scores`, one row per split, metric and problem."""
-    splits = {name: store.read_problems(path) for name, path in config.problems.items()}
+    splits = {name: tables.read_problems(path) for name, path in config.problems.items()}
     engine: Generator = config.engine()
     drawn = Sampling(config.temperature, config.top_p, config.max_tokens)
     greedy = Sampling(0.0, 1.0, config.max_tokens)
@@ -47,10 +47,10 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
             asked = [problem for problems in splits.values() for problem in problems]
             requests = requests_for(asked, num_samples, config.seed, out)
             write_missing(engine, requests, sampling, out.path / metric, out)
-            traces = [t for t in store.read_traces(out.path / metric) if t.index < num_samples]
+            traces = [t for t in tables.read_traces(out.path / metric) if t.index < num_samples]
             rows += score(splits, metric, traces, engine)
     shutil.rmtree(out.path / "scores", ignore_errors=True)  # of before an extension
-    store.write_part(out.path / "scores", store.to_table("scores", rows))
+    tables.write_part(out.path / "scores", tables.to_table("scores", rows))
     results = summarise(rows)
     for row in results:
         out.log(

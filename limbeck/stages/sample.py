@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from limbeck import store
+from limbeck import tables
 from limbeck.config import Extent, ProblemsPath, StageConfig
 from limbeck.engines.sampling import requests_for, write_missing
 from limbeck.folder import StageFolder
@@ -35,15 +35,17 @@ class Config(StageConfig):
 
 def run(config: Config, out: StageFolder) -> dict[str, Any]:
     """Writes `traces`, those that are missing; finished parts are kept."""
-    problems = store.read_problems(config.problems)
+    problems = tables.read_problems(config.problems)
     engine: Generator = config.engine()
     sampling = Sampling(config.temperature, config.top_p, config.max_tokens)
     requests = requests_for(problems, config.num_samples, config.seed, out)
     write_missing(engine, requests, sampling, out.path / "traces", out)
-    traces = store.read_table(out.path / "traces", ["finish", "completion_tokens"])
+    traces = tables.read_table(out.path / "traces", ["finish", "completion_tokens"])
     finishes = traces["finish"].value_counts().to_pylist()
+    finish = {item["values"]: item["counts"] for item in finishes}
+    failed = finish.get("error", 0)
     return {
-        "num": traces.num_rows,
-        "finish": {item["values"]: item["counts"] for item in finishes},
+        "accounts": out.balance(len(requests), traces.num_rows - failed, failed=failed),
+        "finish": finish,
         "model": engine.name,
     }

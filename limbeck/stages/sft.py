@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from limbeck import chat, ledger, store
+from limbeck import chat, ledger, store, tables
 from limbeck.config import DatasetPath, Extent, ModelPath, StageConfig
 from limbeck.errors import UserError
 from limbeck.folder import StageFolder
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from limbeck.train.batch import Example, TokenBatch
+    from limbeck.train.step import NotFinite
 
 WRITES = {"model": "model"}
 RESUMES = True
@@ -69,13 +71,15 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     from limbeck.train.checkpoint import load_newest, save_checkpoint
     from limbeck.train.head import TokenModel
     from limbeck.train.losses import cross_entropy
-    from limbeck.train.step import cosine_lr, make_optimizer, train_step
+    from limbeck.train.step import NotFinite, cosine_lr, make_optimizer, train_step
 
     tokenizer = models.load_tokenizer(config.model)
     student = models.load_model(
         config.model, "float32", out.machine.device, config.context, config.rope_theta
     )
-    examples, num_too_long = _examples(config, tokenizer, student.config.max_position_embeddings)
+    rows = tables.read_table(config.data).to_pylist()
+    longest = min(config.max_length, student.config.max_position_embeddings)
+    examples, refused = _examples(rows, tokenizer, longest, config.data)
     out.log(chat.preflight(tokenizer, examples[0].ids, examples[0].loss_mask))
     lengths = [len(example.ids) for example in examples]
     steps = plan_steps(lengths, config, store.seed_of(config.seed, out.name))
@@ -90,7 +94,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     size = models.num_parameters(student)
     warmup = round(config.warmup_ratio * len(steps))
     autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
-    out.log(_begin(len(examples), num_too_long, len(steps), state["step"], size))
+    out.log(_begin(len(examples), refused, len(steps), state["step"], size))
 
     begin = state["step"]
     with out.progress(len(steps) - begin, "steps") as advance, out.account("train") as row:
@@ -98,16 +102,18 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
             chosen = [examples[i] for i in steps[step]]
             batches = _pack(chosen, config.micro_batch_tokens, out.machine.device)
             lr = cosine_lr(step, len(steps), config.lr, warmup, config.final_lr_ratio)
-            result = train_step(
-                model,
-                batches,
-                optimizer,
-                lr=lr,
-                clip=config.clip,
-                token_loss=cross_entropy,
-                autocast=autocast,
-                step=step,
-            )
+            try:
+                result = train_step(
+                    model,
+                    batches,
+                    optimizer,
+                    lr=lr,
+                    clip=config.clip,
+                    token_loss=cross_entropy,
+                    autocast=autocast,
+                )
+            except NotFinite as error:
+                raise _stopped(f"{out.name} step {step + 1}", error, batches) from error
             state["step"] = step + 1
             state["loss_tokens"] += result.num_loss_tokens
             state["prompt_tokens"] += result.num_tokens - result.num_loss_tokens
@@ -122,9 +128,10 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     models.save_model(student, tokenizer, out.path / "model")
     shutil.rmtree(checkpoints, ignore_errors=True)
     return {
+        "accounts": out.balance(len(rows), len(examples), rejected=refused.total()),
         "num_parameters": size,
         "num_examples": len(examples),
-        "num_too_long": num_too_long,
+        "refused": dict(refused),
         "num_steps": len(steps),
         "loss_tokens": state["loss_tokens"],
         "prompt_tokens": state["prompt_tokens"],
@@ -132,41 +139,48 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     }
 
 
-def _begin(examples: int, too_long: int, steps: int, step: int, size: int) -> str:
-    left_out = f" ({too_long:,} too long, left out)" if too_long else ""
+def _stopped(where: str, error: NotFinite, batches: Sequence[TokenBatch]) -> UserError:
+    rows = [name for index in error.batches for name in batches[index].document_names]
+    what = f"{error.what} is not finite in the batch of rows {', '.join(rows[:8])}"
+    more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+    way_out = "nothing of this step was kept; lower the lr, or look at these rows"
+    return UserError(where, what + more, way_out)
+
+
+def _begin(examples: int, refused: Counter[str], steps: int, step: int, size: int) -> str:
+    left_out = "".join(f" ({num:,} {why}, left out)" for why, num in refused.items())
     going_on = f", going on at step {step:,}" if step else ""
     return f"{size:,} parameters, {examples:,} examples{left_out}, {steps:,} steps{going_on}"
 
 
 def _examples(
-    config: Config, tokenizer: PreTrainedTokenizerBase, context: int
-) -> tuple[list[Example], int]:
-    """The data set's rows as tokens and loss masks, and how many were too long."""
+    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, longest: int, where: str
+) -> tuple[list[Example], Counter[str]]:
+    """The data set's rows as tokens and loss masks, and how many were left out, by reason."""
     from limbeck.train.batch import Example
 
-    rows = store.read_table(config.data).to_pylist()
-    pairs, weights = [], []
+    pairs, weights, names = [], [], []
     for number, row in enumerate(rows):
         messages = [Message(m["role"], m["content"]) for m in row.get("messages") or ()]
         if len(messages) < 2 or messages[-1].role != "assistant":
             what = f"row {number} does not end with an assistant's message"
-            raise UserError(str(config.data), what, "give rows of `messages`: user, then assistant")
+            raise UserError(where, what, "give rows of `messages`: user, then assistant")
         pairs.append((messages[:-1], messages[-1].content))
         weights.append(row.get("weight", 1.0))
+        names.append(str(row.get("id", number)))
     encoded = chat.encode_examples(tokenizer, pairs)
-    longest = min(config.max_length, context)
-    examples = [
-        Example(ids, mask, weight)
-        for (ids, mask), weight in zip(encoded, weights, strict=True)
-        if len(ids) <= longest and weight > 0
-    ]
+    examples, refused = [], Counter[str]()
+    for (ids, mask), weight, name in zip(encoded, weights, names, strict=True):
+        if len(ids) > longest:
+            refused["too long"] += 1
+        elif weight <= 0:
+            refused["of no weight"] += 1
+        else:
+            examples.append(Example(ids, mask, weight, name))
     if not examples:
-        raise UserError(
-            str(config.data),
-            f"holds no example of at most {longest} tokens",
-            "raise max_length, or take a model with a longer context",
-        )
-    return examples, sum(len(ids) > longest for ids, _ in encoded)
+        what = f"holds no example of at most {longest} tokens"
+        raise UserError(where, what, "raise max_length, or take a model with a longer context")
+    return examples, refused
 
 
 def plan_steps(lengths: Sequence[int], config: Config, seed: int) -> list[list[int]]:

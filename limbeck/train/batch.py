@@ -18,12 +18,14 @@ from limbeck.train.attention import DocumentLayout, lay_out
 class Example:
     """One document to learn from.
 
-    `loss_mask` is 1 on every token that is to be learned; `weight` multiplies them all.
+    `loss_mask` is 1 on every token that is to be learned; `weight` multiplies them all; `name` is
+    what an error calls it by.
     """
 
     ids: list[int]
     loss_mask: list[int]
     weight: float = 1.0
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class TokenBatch:
     weights: Tensor
     loss_positions: Tensor
     document_lengths: tuple[int, ...]
+    document_names: tuple[str, ...]
     layout: DocumentLayout
     total_weight: float
     columns: Mapping[str, Tensor] = field(default_factory=dict)
@@ -127,6 +130,7 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
         weights=to_device(weights),
         loss_positions=to_device(weights.nonzero()[0]),
         document_lengths=lengths,
+        document_names=tuple(example.name for example in examples),
         layout=lay_out(lengths, device),
         total_weight=float(weights.sum(dtype=np.float64)),
     )

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from limbeck.errors import UserError
+from limbeck.models import check_finite
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 NUM_KEPT = 2
@@ -37,6 +38,7 @@ def save_checkpoint(
     `state` is the loop's own, plain JSON values. The random states of torch, numpy and Python are
     saved with it.
     """
+    check_finite(model, f"step {step}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"step-{step:06d}"

@@ -11,9 +11,16 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from limbeck.errors import UserError
 from limbeck.train.batch import TokenBatch
 from limbeck.train.head import TokenLoss
+
+
+class NotFinite(ArithmeticError):
+    """A step that was not taken: `what` is not finite in these `batches` of it."""
+
+    def __init__(self, what: str, batches: tuple[int, ...]):
+        super().__init__(f"{what} is not finite in batch {', '.join(map(str, batches))}")
+        self.what, self.batches = what, batches
 
 
 @dataclass(frozen=True)
@@ -71,14 +78,13 @@ def train_step(
     clip: float | None,
     token_loss: TokenLoss,
     autocast: torch.dtype | None = None,
-    step: int = 0,
 ) -> StepResult:
     """One update from all batches together; how they were split changes nothing.
 
     `model` is a TokenModel or anything that wraps one. The loss is
     sum(weight * loss) / sum(weight) over the whole step. `autocast=torch.bfloat16` computes in
     bfloat16 and keeps the weights and their gradients in float32. A loss or gradient that is not
-    finite is a UserError, and then nothing has been updated.
+    finite raises NotFinite, and then nothing has been updated.
     """
     total_weight = sum(batch.total_weight for batch in batches)
     assert total_weight > 0, "a step needs tokens to learn"
@@ -93,7 +99,7 @@ def train_step(
         losses.append(loss.detach())
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
-    _check_finite(torch.stack(losses).tolist(), norm.item(), step)
+    _check_finite(torch.stack(losses).tolist(), norm.item())
     if clip is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     for group in optimizer.param_groups:
@@ -108,13 +114,7 @@ def train_step(
     )
 
 
-def _check_finite(losses: list[float], norm: float, step: int) -> None:
-    bad = [str(index) for index, loss in enumerate(losses) if not math.isfinite(loss)]
-    if not bad and math.isfinite(norm):
-        return
-    what = f"the loss of batch {', '.join(bad)}" if bad else "the gradient"
-    raise UserError(
-        f"step {step}",
-        f"{what} is not finite; nothing was updated",
-        "lower lr or clip, compute in float32, or look at the examples of this step",
-    )
+def _check_finite(losses: list[float], norm: float) -> None:
+    bad = tuple(index for index, loss in enumerate(losses) if not math.isfinite(loss))
+    if bad or not math.isfinite(norm):
+        raise NotFinite("the loss" if bad else "the gradient", bad or tuple(range(len(losses))))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from limbeck import store
+from limbeck import store, tables
 from limbeck.runs import Run
 
 torch = pytest.importorskip("torch")
@@ -78,10 +78,10 @@ def test_no_heldout_question_is_trained_on(quickstart):
 
     finished, _ = quickstart
     trained, held = (
-        {collision_key(p) for table in tables for p in store.read_problems(finished.path / table)}
-        for tables in (("lessons/problems", "collect/problems"), ("collect/heldout",))
+        {collision_key(p) for table in places for p in tables.read_problems(finished.path / table)}
+        for places in (("lessons/problems", "collect/problems"), ("collect/heldout",))
     )
-    harder = {collision_key(p) for p in store.read_problems(finished.path / "harder/problems")}
+    harder = {collision_key(p) for p in tables.read_problems(finished.path / "harder/problems")}
     assert held
     assert not trained & (held | harder)
 
@@ -152,13 +152,13 @@ def content(folder):
     folder = Path(folder)
     weights = {str(p.relative_to(folder)): store.hash_file(p) for p in folder.rglob("model/*")}
     parts = {path.parent for path in folder.rglob("part-*.parquet")}
-    tables = {str(t.relative_to(folder)): store.read_table(t).to_pylist() for t in parts}
+    rows = {str(t.relative_to(folder)): tables.read_table(t).to_pylist() for t in parts}
     results = json.loads((folder / "compare/results/results.json").read_text())
     steps = {
         str(p.relative_to(folder)): {row["step"]: row for row in store.read_jsonl(p)}
         for p in folder.rglob("metrics.jsonl")
     }
-    return {**weights, **tables, "results": results, **steps}
+    return {**weights, **rows, "results": results, **steps}
 
 
 def test_guessing_never_scores_above_a_tenth_at_full_size(tmp_path):

@@ -1,0 +1,155 @@
+"""Tables on disk: Parquet parts with page checksums, each whole or not there. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from limbeck import store
+from limbeck.errors import UserError
+from limbeck.types import Message, Problem, Trace, Verdict
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+SCHEMAS = {
+    "problems": pa.schema(
+        [
+            ("id", pa.string()),
+            ("messages", MESSAGES),
+            ("answer", pa.string()),
+            ("verifier", pa.string()),  # JSON: a name, or a mapping with knobs
+            ("domain", pa.string()),
+            ("split", pa.string()),
+            ("meta", pa.string()),  # JSON
+        ]
+    ),
+    "traces": pa.schema(
+        [
+            ("id", pa.string()),
+            ("problem_id", pa.string()),
+            ("index", pa.int32()),
+            ("text", pa.string()),
+            ("finish", pa.string()),
+            ("model", pa.string()),
+            ("prompt_tokens", pa.int32()),
+            ("completion_tokens", pa.int32()),
+            ("token_ids", pa.list_(pa.int32())),
+            ("logprobs", pa.list_(pa.float32())),
+        ]
+    ),
+    "verdicts": pa.schema(
+        [
+            ("trace_id", pa.string()),
+            ("correct", pa.bool_()),
+            ("extracted", pa.string()),
+            ("reason", pa.string()),
+        ]
+    ),
+    "decisions": pa.schema(
+        [("trace_id", pa.string()), ("problem_id", pa.string()), ("dropped", pa.string())]
+    ),
+    "dataset": pa.schema(
+        [
+            ("id", pa.string()),
+            ("problem_id", pa.string()),
+            ("messages", MESSAGES),
+            ("domain", pa.string()),
+            ("teacher", pa.string()),
+            ("weight", pa.float32()),
+        ]
+    ),
+    "scores": pa.schema(
+        [
+            ("split", pa.string()),
+            ("metric", pa.string()),
+            ("problem_id", pa.string()),
+            ("domain", pa.string()),
+            ("num_samples", pa.int32()),
+            ("num_correct", pa.int32()),
+            ("num_truncated", pa.int32()),
+            ("prompt_tokens", pa.int64()),
+            ("completion_tokens", pa.int64()),
+            ("flops", pa.float64()),
+        ]
+    ),
+}
+
+
+def to_table(kind: str, rows: Iterable[Any]) -> pa.Table:
+    """Rows (our dataclasses, or dicts of that shape) as an Arrow table."""
+    plain = [
+        asdict(row) if is_dataclass(row) and not isinstance(row, type) else row for row in rows
+    ]
+    if kind == "problems":
+        for row in plain:
+            row["verifier"] = json.dumps(row["verifier"])
+            row["meta"] = json.dumps(row["meta"], ensure_ascii=False)
+    return pa.Table.from_pylist(plain, schema=SCHEMAS[kind])
+
+
+def write_part(folder: Path, table: pa.Table) -> Path:
+    """Adds the next part to a table; whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"part-{len(parts(folder)):05d}.parquet"
+    aside = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, aside, compression="zstd", write_page_checksum=True)
+    store.failpoint(f"{folder.parent.name}.{path.stem}")
+    store.commit(aside, path)
+    return path
+
+
+def parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("part-*.parquet"))
+
+
+def read_table(path: Path | str, columns: list[str] | None = None) -> pa.Table:
+    """A table: a folder of parts, one Parquet file, or one `.jsonl[.gz]` file.
+
+    What a finished stage wrote is compared with its manifest first, so that nothing that changed
+    on disk is taken for whole. UserError names the file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(str(path), "no such table", "check the path, or run its stage")
+    store.verify(path)
+    if ".jsonl" in path.name:
+        table = pa.Table.from_pylist(store.read_jsonl(path))
+        return table.select(columns) if columns else table
+    files = parts(path) if path.is_dir() else [path]
+    if not files:
+        raise UserError(str(path), "has no parts", "run the stage that makes it")
+    return pa.concat_tables([_read_part(file, columns) for file in files])
+
+
+def _read_part(file: Path, columns: list[str] | None) -> pa.Table:
+    try:
+        return pq.read_table(
+            file, columns=columns, page_checksum_verification=True, memory_map=False
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        way_out = "restore it, or make its stage anew with --redo"
+        raise UserError(str(file), f"is broken ({reason})", way_out) from error
+
+
+def read_problems(path: Path | str) -> list[Problem]:
+    rows = read_table(path).to_pylist()
+    for row in rows:
+        row["messages"] = tuple(Message(**message) for message in row["messages"])
+        row["verifier"], row["meta"] = json.loads(row["verifier"]), json.loads(row["meta"])
+    return [Problem(**row) for row in rows]
+
+
+def read_traces(path: Path | str) -> list[Trace]:
+    """Traces without token ids and log-probs, which most readers do not need."""
+    names = [f.name for f in fields(Trace) if f.name not in ("token_ids", "logprobs")]
+    return [Trace(**row) for row in read_table(path, names).to_pylist()]
+
+
+def read_verdicts(path: Path | str) -> list[Verdict]:
+    return [Verdict(**row) for row in read_table(path).to_pylist()]
