@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from limbeck import planner, runner
 from limbeck import recipe as recipes
-from limbeck import runner
+from limbeck.planner import Step
 from limbeck.recipe import Recipe
-from limbeck.runner import Step
 from limbeck.runs import Run
 
 
@@ -44,7 +44,7 @@ def plan(
 ) -> list[Step]:
     """Checks a recipe and says what running it would do, stage by stage; changes nothing."""
     loaded = recipes.load(recipe, overrides, size)
-    return runner.plan(loaded, _folder(loaded, run, size))
+    return planner.plan(loaded, _folder(loaded, run, size))
 
 
 def open(run: str | Path) -> Run:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from limbeck import guard
 from limbeck.errors import UserError
 from limbeck.types import Message
 
@@ -55,8 +56,7 @@ def render_prompts(
     if not conversations:
         return []
     plain = [[_plain(message) for message in messages] for messages in conversations]
-    prompts = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
-    return list(map(str, prompts))
+    return _render(tokenizer, plain, add_generation_prompt=True)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
@@ -99,7 +99,7 @@ def _behind_assistant(tokenizer: PreTrainedTokenizerBase) -> str:
     _require_template(tokenizer)
     mark = "limbeck42"
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": mark}]
-    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    text = _render(tokenizer, [turns], add_generation_prompt=False)[0]
     return text.rpartition(mark)[2] if mark in text else ""
 
 
@@ -213,6 +213,23 @@ def _require_template(tokenizer: PreTrainedTokenizerBase) -> None:
             "it has no chat template",
             "take the instruction-tuned model's tokenizer, or add a chat_template.jinja",
         )
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: list[list[dict[str, str]]],
+    add_generation_prompt: bool,
+) -> list[str]:
+    """What `apply_chat_template` gives; a stranger's template runs in a child process."""
+    template = tokenizer.get_chat_template()
+    if not guard.is_trusted(template):
+        where = f"tokenizer {tokenizer.name_or_path}"
+        special = tokenizer.special_tokens_map
+        return guard.render(where, template, conversations, special, add_generation_prompt)
+    texts = tokenizer.apply_chat_template(
+        conversations, tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+    return list(map(str, texts))
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

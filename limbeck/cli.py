@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from limbeck import secrets
 from limbeck.errors import UserError, UserErrors, disk_is_full, is_closed
 
 app = typer.Typer(
@@ -56,7 +60,7 @@ def run(
         command=_command(),
     )
     if text := finished.results_text():
-        typer.echo(f"\n{text}\n")
+        typer.echo(f"\n{progress.visible(text)}\n")
     typer.echo(f"report: {finished.path / 'report.html'}")
 
 
@@ -84,7 +88,7 @@ def show(
     found = Run(run_dir)
     if as_json:
         told = found.story(id) if id else found.summary()
-        typer.echo(json.dumps(told, ensure_ascii=False))
+        typer.echo(json.dumps(told))
     else:
         typer.echo(found.story_text(id) if id else found.text())
 
@@ -133,31 +137,48 @@ def main() -> None:
     """Runs a command; mistakes of the user become one line each and exit code 2."""
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of another alphabet
     sys.exit(_exit_code(lambda: app(standalone_mode=False)))
 
 
 def _exit_code(command: Callable[[], Any]) -> int:
     try:
         return command() or 0
-    except (UserError, UserErrors) as error:
-        for line in str(error).splitlines():
-            typer.echo(f"limbeck: {line}", err=True)
+    except UserErrors as several:
+        for error in several.errors:
+            _say(str(error))
+        return 2
+    except UserError as error:
+        _say(str(error))
         return 2
     except _Stopped as stopped:
-        typer.echo(f"\nstopped; what was finished is kept. Go on with: {_command()}", err=True)
+        _say(f"stopped; what was finished is kept. Go on with: {_command()}")
         return stopped.exit_code
     except typer.Exit as error:
         return error.exit_code
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own words for a wrong command line
             if said := error.format_message().rstrip("."):
-                typer.echo(f"limbeck: {said}; see limbeck --help", err=True)
+                _say(f"{said}; see limbeck --help")
             return 2
         if disk_is_full(error):
             what = "the disk is full; nothing that was finished is lost"
-            typer.echo(f"limbeck: {what}. Free space, then go on with: {_command()}", err=True)
+            _say(f"{what}. Free space, then go on with: {_command()}")
+            return 1
+        if isinstance(error, BrokenPipeError):  # whoever read our words has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return 1
         if is_closed(error):
-            typer.echo(f"limbeck: {error}; choose a folder that you may write to", err=True)
+            _say(f"{error}; choose a folder that you may write to")
             return 2
-        raise
+        typer.echo(secrets.hidden(traceback.format_exc()), err=True)
+        return 1
+
+
+def _say(mistake: str) -> None:
+    """One line, whatever it quotes."""
+    from limbeck.progress import visible
+
+    typer.echo(f"limbeck: {visible(secrets.hidden(' '.join(mistake.split())))}", err=True)

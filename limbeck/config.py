@@ -1,13 +1,16 @@
 """What a recipe may say: typed configs, references between stages, identity and extent.
 
 A field is *identity* (it changes the content of a row) unless it is marked `Extent` (how much is
-made, or how it is run). Imports no torch, so that plan, schema and help stay quick.
+made) or `HowRun` (batch sizes, time limits). Imports no torch, so that plan, schema and help stay
+quick.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import re
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -17,13 +20,20 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 T = TypeVar("T")
+UNIONS = (typing.Union, types.UnionType)
+SECRET = re.compile(r"(key|token|secret|password)(_variable)?$")
 
 
 class _Extent:
-    """Marks a field that says how much is made or how it is run, not what."""
+    """Marks a field that says how much is made, not what."""
+
+
+class _HowRun:
+    """Marks a field that says how work is done: told, but part of no key."""
 
 
 Extent = Annotated[T, _Extent()]
+HowRun = Annotated[T, _HowRun()]
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,11 @@ class StageConfig(BaseModel):
     """What one stage can be told. Strict: unknown keys and wrong types are refused."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -65,26 +79,51 @@ class Plugin:
 def suggest(word: str, choices: list[str]) -> str:
     """'did you mean …?' or the list of what there is."""
     close = difflib.get_close_matches(word, choices, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there is {', '.join(choices)}"
+    return f"did you mean {close[0]!r}?" if close else f"there is {', '.join(choices) or 'none'}"
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[list[Any], str]]:
-    """pydantic's errors as (key path, words for people), one for each mistake."""
-    for item in error.errors(include_url=False):
+    """pydantic's errors as (key path, 'what; way out'), one for each mistake."""
+    errors = error.errors(include_url=False)
+    told = set()  # fields that may be of several types: pydantic objects once for each of them
+    for item in errors:
         where = list(item["loc"])
         if item["type"] == "knobs":
             for deeper, what in item["ctx"]["mistakes"]:
                 yield where + deeper, what
         elif item["type"] == "extra_forbidden":
-            choices = sorted(model.model_fields) if len(where) == 1 else []
-            hint = f"; {suggest(str(where[-1]), choices)}" if choices else ""
-            yield where, f"unknown key{hint}"
+            known = sorted(model.model_fields) if len(where) == 1 else []
+            yield where, f"unknown key; {suggest(str(where[-1]), known) if known else 'drop it'}"
         elif item["type"] == "missing":
-            yield where, "is required"
+            yield where, "is required; add it"
         elif item["type"] == "value_error":
             yield where, item["msg"].removeprefix("Value error, ")
+        elif where and _has_choices(model, where[0]):
+            if where[0] not in told:
+                told.add(where[0])
+                wanted = [_wanted(e["msg"]) for e in errors if e["loc"][0] == where[0]]
+                yield where[:1], _unwanted(" or ".join(wanted), where[:1], item["input"])
         else:
-            yield where, f"{item['msg'][0].lower()}{item['msg'][1:]}, not {item['input']!r}"
+            yield where, _unwanted(_wanted(item["msg"]), where, item["input"])
+
+
+def _has_choices(model: type[BaseModel], field: Any) -> bool:
+    annotation = model.model_fields[field].annotation if field in model.model_fields else None
+    choices = {*typing.get_args(annotation)} - {types.NoneType}
+    return typing.get_origin(annotation) in UNIONS and len(choices) > 1
+
+
+def _wanted(message: str) -> str:
+    return f"{message[0].lower()}{message[1:]}".removeprefix("input ")
+
+
+def _unwanted(wanted: str, where: list[Any], value: Any) -> str:
+    """'should be a valid integer, not '10s'; …'. What may be a secret is not shown."""
+    is_secret = any(SECRET.search(str(part)) for part in where)
+    shown = "" if is_secret or ", not " in wanted else f", not {reprlib.repr(value)}"
+    is_number = isinstance(value, str) and value[:1] in [*"-+.0123456789"]
+    way_out = "write a plain number, no unit, no quotes" if is_number else "change it"
+    return f"{wanted}{shown}; {way_out}"
 
 
 Visit = Callable[[str, str, str], str]  # (kind, path, dotted key) -> path
@@ -104,7 +143,7 @@ def map_references(value: Any, visit: Visit, annotation: Any = Any, key: str = "
             if isinstance(mark, Reference) and isinstance(value, str):
                 return visit(mark.kind, value, key)
         return map_references(value, visit, inner[0], key)
-    if origin in (typing.Union, types.UnionType):
+    if origin in UNIONS:
         for choice in inner:
             value = map_references(value, visit, choice, key)
         return value
@@ -142,8 +181,15 @@ def hints_of(thing: Any) -> dict[str, Any]:
 
 def written(value: Any) -> Any:
     """A config as plain JSON, as a recipe would say it, without what is left at its default."""
-    identity, extent = split_fields(value)
-    return _merge(identity, extent)
+    if isinstance(value, Plugin):
+        return {"name": value.name, **_written_fields(value)}
+    if isinstance(value, BaseModel):
+        return _written_fields(value)
+    return [written(item) for item in value] if isinstance(value, list) else value
+
+
+def _written_fields(value: Plugin | BaseModel) -> dict[str, Any]:
+    return {name: written(field) for name, field, _ in _set_fields(value)}
 
 
 def split_fields(value: Any) -> tuple[Any, Any]:
@@ -151,44 +197,34 @@ def split_fields(value: Any) -> tuple[Any, Any]:
 
     Only what differs from its default is told, so that a new knob leaves old runs valid.
     """
-    if isinstance(value, Plugin):
-        hints, defaults = hints_of(value.function), _knob_defaults(value.function)
-        identity, extent = _split(value.knobs, hints, defaults)
-        return {"name": value.name, **identity}, extent
-    if isinstance(value, BaseModel):
-        fields = {name: getattr(value, name) for name in type(value).model_fields}
-        defaults = {name: f.default for name, f in type(value).model_fields.items()}
-        return _split(fields, hints_of(type(value)), defaults)
     if isinstance(value, list):
-        pairs = [split_fields(item) for item in value]
-        return [identity for identity, _ in pairs], {}
-    return value, {}
-
-
-def _split(
-    fields: dict[str, Any], hints: dict[str, Any], defaults: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    identity: dict[str, Any] = {}
+        return [split_fields(item)[0] for item in value], {}
+    if not isinstance(value, Plugin | BaseModel):
+        return value, {}
+    identity: dict[str, Any] = {"name": value.name} if isinstance(value, Plugin) else {}
     extent: dict[str, Any] = {}
-    for name, value in fields.items():
-        if value == defaults.get(name, ...):
-            continue
-        if any(isinstance(mark, _Extent) for mark in typing.get_args(hints[name])[1:]):
-            extent[name] = written(value)
-            continue
-        identity[name], deeper = split_fields(value)
-        if deeper:
-            extent[name] = deeper
+    for name, field, marks in _set_fields(value):
+        if _Extent in marks:
+            extent[name] = written(field)
+        elif _HowRun not in marks:
+            identity[name], deeper = split_fields(field)
+            if deeper:
+                extent[name] = deeper
     return identity, extent
 
 
-def _merge(a: Any, b: Any) -> Any:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return {
-            k: _merge(a.get(k, {}), b.get(k, {})) if k in a and k in b else a.get(k, b.get(k))
-            for k in [*a, *(k for k in b if k not in a)]
-        }
-    return a
+def _set_fields(value: Plugin | BaseModel) -> Iterator[tuple[str, Any, set[type]]]:
+    """(name, value, marks) of each field or knob that is not left at its default."""
+    if isinstance(value, Plugin):
+        fields, hints = value.knobs, hints_of(value.function)
+        defaults = _knob_defaults(value.function)
+    else:
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        hints = hints_of(type(value))
+        defaults = {name: field.default for name, field in type(value).model_fields.items()}
+    for name, field in fields.items():
+        if field != defaults.get(name, ...):
+            yield name, field, {type(mark) for mark in typing.get_args(hints[name])[1:]}
 
 
 def _knob_defaults(function: Callable[..., Any]) -> dict[str, Any]:

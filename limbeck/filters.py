@@ -15,8 +15,13 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from limbeck.types import Trace, Verdict
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def correct(trace: Trace, verdict: Verdict) -> str | None:
@@ -41,9 +46,9 @@ def not_repetitive(
     trace: Trace,
     verdict: Verdict,
     *,
-    words: int = 8,
-    max_share: float = 0.5,
-    loop_chars: int = 200,
+    words: PositiveInt = 8,
+    max_share: Share = 0.5,
+    loop_chars: PositiveInt = 200,
 ) -> str | None:
     """Drops texts that go round in circles.
 
@@ -70,7 +75,11 @@ def _ends_in_loop(text: str, length: int) -> bool:
 
 
 def length(
-    trace: Trace, verdict: Verdict, *, min_tokens: int = 1, max_tokens: int | None = None
+    trace: Trace,
+    verdict: Verdict,
+    *,
+    min_tokens: NonNegativeInt = 1,
+    max_tokens: PositiveInt | None = None,
 ) -> str | None:
     """Keeps `min_tokens` to `max_tokens` generated tokens."""
     if trace.completion_tokens < min_tokens:
@@ -80,7 +89,7 @@ def length(
     return None
 
 
-def one_language(trace: Trace, verdict: Verdict, *, min_share: float = 0.9) -> str | None:
+def one_language(trace: Trace, verdict: Verdict, *, min_share: Share = 0.9) -> str | None:
     """Keeps texts whose commonest script has at least `min_share` of the letters.
 
     Scripts, not languages: French in an English text passes, Chinese does not.
@@ -111,7 +120,7 @@ def deduplicate(traces: Sequence[Trace], verdicts: Sequence[Verdict] = ()) -> li
 
 
 def shortest(
-    traces: Sequence[Trace], verdicts: Sequence[Verdict] = (), *, num: int = 1
+    traces: Sequence[Trace], verdicts: Sequence[Verdict] = (), *, num: PositiveInt = 1
 ) -> list[str | None]:
     """Keeps the `num` shortest traces of a problem, in tokens, then in characters."""
     order = sorted(
@@ -121,7 +130,7 @@ def shortest(
 
 
 def at_most(
-    traces: Sequence[Trace], verdicts: Sequence[Verdict] = (), *, num: int = 4
+    traces: Sequence[Trace], verdicts: Sequence[Verdict] = (), *, num: PositiveInt = 4
 ) -> list[str | None]:
     """Keeps the first `num` traces of a problem, by sample index."""
     order = sorted(range(len(traces)), key=lambda i: (traces[i].index, i))

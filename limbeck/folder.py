@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from limbeck import ledger, progress, store
 from limbeck.config import StageConfig
@@ -18,7 +20,7 @@ class Machine(StageConfig):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where there is one."""
-    threads: int | Literal["auto"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """CPU threads; `auto` takes every core this process may use."""
 
 
@@ -31,9 +33,9 @@ class StageFolder:
     key: str = ""
     machine: Machine = field(default_factory=Machine)
 
-    def row_id(self, problem_id: str, index: int) -> str:
+    def row_id(self, problem_id: str, index: int, label: str = "") -> str:
         """A row's id is what it is a sample of, never its text: equal texts stay two rows."""
-        return store.digest([self.key, problem_id, index])[:24]
+        return store.digest([self.key, label, problem_id, index])[:24]
 
     def metric(self, **row: Any) -> None:
         """Adds a row to `metrics.jsonl`."""
@@ -45,7 +47,7 @@ class StageFolder:
     def log(self, line: str) -> None:
         """Tells the person who waits, and keeps it in `log.txt`."""
         with open(self.path / "log.txt", "a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {progress.visible(line)}\n")
         progress.say(f"  {line}")
 
     def balance(

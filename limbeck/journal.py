@@ -57,7 +57,11 @@ def _record(data: bytes, mark: int) -> tuple[dict[str, Any] | None, int]:
     payload = data[start : start + length]
     if len(payload) < length or zlib.crc32(payload) != crc:
         return None, mark
-    return json.loads(payload), start + length
+    try:
+        record = json.loads(payload)
+    except ValueError:  # zeros, say, which a power cut leaves: a CRC of nothing is 0
+        return None, mark
+    return (record, start + length) if isinstance(record, dict) else (None, mark)
 
 
 class Journal:

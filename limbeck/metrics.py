@@ -42,7 +42,7 @@ def interval(problem_means: ArrayLike, level: float = 0.95) -> tuple[float, floa
     means = np.asarray(problem_means, dtype=np.float64)
     p, num = float(means.mean()), len(means)
     variance = float(means.var())
-    n = num * p * (1 - p) / variance if variance > 0 else float(num)
+    n = num * p * (1 - p) / variance if variance > 1e-12 else float(num)  # else it is rounding
     z = NormalDist().inv_cdf(0.5 + level / 2)
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -64,6 +64,7 @@ def result(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "num_problems": len(scores),
         "num_samples": max(row["num_samples"] for row in scores),
         "tokens_per_answer": sum(row["completion_tokens"] for row in scores) / answers,
+        "failed": sum(row["num_failed"] for row in scores) / answers,
         "truncated": sum(row["num_truncated"] for row in scores) / answers,
         "cost": sum(row["flops"] for row in scores) / answers,
     }
@@ -95,7 +96,7 @@ def paired_test(
     mean = float(differences.mean())
     half = _student_quantile(0.975, len(differences) - 1) * _standard_error(differences)
     p = _sign_flip_p(differences[differences != 0], seed, num_permutations)
-    return PairedTest(mean, mean - half, mean + half, p)
+    return PairedTest(mean, max(-1.0, mean - half), min(1.0, mean + half), p)
 
 
 def verdict(test: PairedTest, level: float = 0.05) -> str:
@@ -122,18 +123,22 @@ def _sign_flip_p(differences: NDArray[np.float64], seed: int, num_permutations: 
 
 
 def _standard_error(differences: NDArray[np.float64]) -> float:
-    """Of their mean; 0 for a single one, of which nothing is known."""
+    """Of their mean; without bounds for a single one, of which nothing is known."""
     size = len(differences)
-    return float(differences.std(ddof=1) / np.sqrt(size)) if size > 1 else 0.0
+    return float(differences.std(ddof=1) / np.sqrt(size)) if size > 1 else float("inf")
 
 
 def _student_quantile(q: float, freedom: int) -> float:
     """Student's t by its expansion about the normal (Abramowitz & Stegun 26.7.5).
 
-    Good to 1 % from 3 degrees of freedom on, to 0.01 % from 10 on.
+    Good to 1 % from 3 degrees of freedom on, to 0.01 % from 10 on; exact for 1 and 2.
     """
+    if freedom <= 1:
+        return float(np.tan(np.pi * (q - 0.5)))
+    if freedom == 2:
+        return float((2 * q - 1) * np.sqrt(0.5 / (q * (1 - q))))
     z = NormalDist().inv_cdf(q)
-    v = max(freedom, 1)
+    v = freedom
     return float(
         z
         + (z**3 + z) / (4 * v)

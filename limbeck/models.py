@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -25,7 +26,7 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from limbeck import store
+from limbeck import guard, store
 from limbeck.errors import UserError
 
 transformers_logging.disable_progress_bar()  # ours say how long; weights load in a moment
@@ -39,15 +40,18 @@ CHAT_TEMPLATE = """\
 {% if message.role != 'system' %}{{ '<|' + message.role + '|>' }}{% endif %}{{ message.content }}
 {%- if message.role == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}
 {% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"""
+guard.trust_template(CHAT_TEMPLATE)
 
 # What says which model a folder holds; a README or a training log does not.
 CONTENT = ("*.json", "*.jinja", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+TOKENIZER = tuple(pattern for pattern in CONTENT if pattern != "*.safetensors")
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or of a hub model, `owner/name` or `owner/name@revision`."""
-    name, revision = _whole(source)
+    name, revision = _whole(source, TOKENIZER)
+    if Path(name).is_dir():
+        guard.check_tokenizer(Path(name))
     try:
         # AutoTokenizer rebuilds some tokenizers from what it knows about the model's family, with
         # other splitting rules than tokenizer.json has (all qwen2 folders, transformers 5.17 on).
@@ -56,7 +60,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         )
         kind = PreTrainedTokenizerFast if has_json else AutoTokenizer
         return kind.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a stranger's files make transformers stumble over
         raise _cannot_load(source, "tokenizer", error) from error
 
 
@@ -70,10 +74,12 @@ def load_model(
     """The causal language model of a folder or of a hub model; safetensors only, no foreign code.
 
     `context` and `rope_theta` overwrite the config's: a base made for 4k tokens learns 32k ones
-    with a larger theta (Open-R1 takes 300,000 for Qwen2.5-Math). UserError for a missing folder,
-    one that holds pickles only, and one that brings its own code.
+    with a larger theta (Open-R1 takes 300,000 for Qwen2.5-Math). UserError for a missing folder
+    and for whatever `guard.check_model_folder` refuses: pickles, foreign code, broken weights.
     """
-    name, revision = _whole(source)
+    name, revision = _whole(source, CONTENT)
+    if Path(name).is_dir():
+        guard.check_model_folder(Path(name))
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         _refuse_foreign_code(source, config)
@@ -81,16 +87,24 @@ def load_model(
             config.max_position_embeddings = context
         if rope_theta is not None:
             config.rope_parameters = {**config.rope_parameters, "rope_theta": rope_theta}
-        model = AutoModelForCausalLM.from_pretrained(
+        _refuse_missing_weights(source, name, config)
+        model, loading = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
             config=config,
             dtype=_dtype(dtype),
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever a stranger's files make transformers stumble over
         raise _cannot_load(source, "model", error) from error
+    if missing := sorted(loading["missing_keys"]):
+        what = f"lacks {len(missing)} tensors that its config needs, {missing[0]} for instance"
+        raise UserError(f"model {source}", what, "take config and weights of the same model")
+    _refuse_not_finite(source, model)
     return model.to(pick_device(device))  # type: ignore[arg-type]  # its decorator hides self
 
 
@@ -144,27 +158,31 @@ def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
 ) -> None:
     """Writes a Hugging Face folder aside, flushes it to disk and renames it into place."""
-    check_finite(model, str(folder))
+    check_finite(model.state_dict(), str(folder))
     folder = Path(folder)
     aside = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
+    point = f"{folder.parent.name}.{folder.name}"
     model.save_pretrained(aside)
+    store.failpoint(f"{point}.weights")
     tokenizer.save_pretrained(aside)
     _sync([*aside.iterdir(), aside])
+    store.failpoint(f"{point}.aside")
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     aside.rename(folder)
+    store.failpoint(f"{point}.renamed")
     _sync([folder.parent])
     shutil.rmtree(old, ignore_errors=True)
 
 
-def check_finite(model: nn.Module, where: str) -> None:
-    """UserError that names the first weight with a value that is not finite, before it is saved."""
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """UserError that names the first tensor with a value that is not finite, before it is saved."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
             raise UserError(where, f"{name} is not finite", "nothing was saved; lower the lr")
 
 
@@ -177,6 +195,7 @@ def hash_model(source: str | Path) -> str:
     if not Path(name).is_dir():
         return f"{name}@{revision}"
     digest = hashlib.sha256()
+    guard.check_files(Path(name))
     paths = {path for pattern in CONTENT for path in Path(name).glob(pattern)}
     for path in sorted(paths):
         with path.open("rb") as file:
@@ -271,12 +290,20 @@ def _locate(source: str | Path) -> tuple[str, str]:
     return name, revision or "main"
 
 
-def _whole(source: str | Path) -> tuple[str, str]:
-    """`_locate`, once a folder that a stage wrote has been compared with its manifest."""
+def _whole(source: str | Path, patterns: Sequence[str]) -> tuple[str, str]:
+    """`_locate`, once a folder that a stage wrote has been compared with its manifest.
+
+    Of a hub model, the folder with its files of these patterns.
+    """
     name, revision = _locate(source)
     if Path(name).is_dir():
         store.verify(Path(name))
-    return name, revision
+        return name, revision
+    try:
+        wanted = [pattern.replace("*.safetensors", "model*.safetensors") for pattern in patterns]
+        return snapshot_download(name, revision=revision, allow_patterns=wanted), revision
+    except (OSError, ValueError) as error:
+        raise _cannot_load(source, "model", error) from error
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -295,20 +322,32 @@ def _refuse_foreign_code(source: str | Path, config: Any) -> None:
         )
 
 
+def _refuse_missing_weights(source: str | Path, folder: str, config: Any) -> None:
+    """What the files lack would be allocated and drawn at random, however large it is."""
+    if getattr(config, "quantization_config", None):
+        return  # packs several numbers into one
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    needed, there = num_parameters(skeleton), guard.num_elements(Path(folder))
+    if needed > 1.1 * there:
+        what = f"its config describes {needed:,} parameters, its weights hold {there:,}"
+        raise UserError(f"model {source}", what, "take config and weights of the same model")
+
+
+def _refuse_not_finite(source: str | Path, model: nn.Module) -> None:
+    """One pass without a copy: the extremes of a tensor are not finite if any element is not."""
+    for name, weight in model.named_parameters():
+        if weight.numel() and not torch.isfinite(torch.stack(torch.aminmax(weight.detach()))).all():
+            raise UserError(f"model {source}", f"{name} is not finite", "take other weights")
+
+
 def _cannot_load(source: str | Path, what: str, error: Exception) -> UserError:
-    where, folder = f"{what} {source}", Path(source)
+    where = f"{what} {source}"
     if "trust_remote_code" in str(error) or "auto_map" in str(error):
         return UserError(
             where,
             "it brings code of its own, which Limbeck never runs",
             "take a model that transformers knows, or convert it",
-        )
-    has_pickles = any(path for pattern in PICKLES for path in folder.glob(pattern))
-    if has_pickles and not any(folder.glob("*.safetensors")):
-        return UserError(
-            where,
-            "its weights are pickles, which can run code when they are opened",
-            "convert them to safetensors (save_pretrained does) or take a converted revision",
         )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return UserError(where, f"cannot be loaded ({reason})", "check the name, folder and network")

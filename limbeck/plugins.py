@@ -13,10 +13,12 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ValidationError,
@@ -63,9 +65,13 @@ class Kind:
         if ":" in name:
             module_name, _, attribute = name.partition(":")
             try:
-                return getattr(importlib.import_module(module_name), attribute)
-            except (ImportError, AttributeError) as error:
-                raise ValueError(f"cannot import {self.noun} {name!r} ({error})") from error
+                return _checked(getattr(importlib.import_module(module_name), attribute))
+            except Exception as error:  # it is somebody's own file: anything may be wrong with it
+                reason = f"{type(error).__name__}: {error}"
+                way_out = "mend the module, or write my_module:function"
+                raise ValueError(
+                    f"cannot import {self.noun} {name!r} ({reason}); {way_out}"
+                ) from error
         if name not in (names := self.names()):
             raise ValueError(f"no {self.noun} is called {name!r}; {suggest(name, names)}")
         if self.function is None:
@@ -80,7 +86,7 @@ class Kind:
             value = {"name": value}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             example = f"{{name: {self.names()[0]}, ...}}"
-            raise ValueError(f"a {self.noun} is a name or a mapping like {example}")
+            raise ValueError(f"a {self.noun} is a name or a mapping; write one like {example}")
         function = self.find(value["name"])
         knobs = {str(key): knob for key, knob in value.items() if key != "name"}
         model = knobs_model(function)
@@ -125,6 +131,26 @@ VerifierChoice = Annotated[Plugin, Kind("verifier", "limbeck.verifiers", "verify
 FilterChoice = Annotated[Plugin, Kind("filter", "limbeck.filters")]
 
 
+def _checked(function: Any) -> Callable[..., Any]:
+    """A function of somebody's own, if a recipe can speak to it."""
+    if not inspect.isfunction(function):
+        raise TypeError("it is no function")
+    for name, parameter in inspect.signature(function).parameters.items():
+        keyword = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        if keyword and parameter.annotation is inspect.Parameter.empty:
+            raise TypeError(f"its knob {name!r} has no type")
+    return function
+
+
+def _is_verifier(value: Any) -> Any:
+    Kind("verifier", "limbeck.verifiers", "verify").parse(value)
+    return value
+
+
+VerifierName = Annotated[str | dict[str, Any], BeforeValidator(_is_verifier)]
+"""A verifier as a problem carries it: a name, or a mapping with knobs; checked, no more."""
+
+
 def knobs_model(function: Callable[..., Any]) -> type[StageConfig]:
     """A strict model of a function's keyword-only parameters."""
     hints = hints_of(function)
@@ -140,6 +166,8 @@ def plugins(value: Any) -> Iterator[Plugin]:
     """Every plug-in that a config names."""
     if isinstance(value, Plugin):
         yield value
+        for knob in value.knobs.values():
+            yield from plugins(knob)
     elif isinstance(value, BaseModel):
         for name in type(value).model_fields:
             yield from plugins(getattr(value, name))
@@ -149,8 +177,15 @@ def plugins(value: Any) -> Iterator[Plugin]:
 
 
 def source_hash(plugin: Plugin) -> str:
-    """sha256 of a plug-in's source, its whole file where that is its own."""
-    in_shared_file = plugin.function.__name__ == plugin.name  # filters.py, losses.py
-    source = plugin.function if in_shared_file else inspect.getmodule(plugin.function)
-    assert source is not None
-    return hashlib.sha256(inspect.getsource(source).encode()).hexdigest()[:16]
+    """sha256 of the file that a plug-in's function lives in."""
+    module = inspect.getmodule(plugin.function)
+    assert module is not None
+    return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:16]
+
+
+def package_hash(package: str) -> str:
+    """sha256 of every source file of a package: what judges, for a stage that lets it judge."""
+    found = importlib.util.find_spec(package)
+    assert found is not None and found.submodule_search_locations
+    files = sorted(Path(found.submodule_search_locations[0]).glob("*.py"))
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]

@@ -6,9 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from unicodedata import category
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from limbeck import secrets
 
 PLAIN_EVERY_S = 15.0
 
@@ -19,7 +22,19 @@ console = Console(stderr=True, highlight=False)
 def say(line: str) -> None:
     """One line to the person who waits."""
     if not quiet:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(visible(secrets.hidden(line)), markup=False, soft_wrap=True)
+
+
+def visible(text: str) -> str:
+    """Control and direction characters spelled out: what a model wrote must not drive a terminal.
+
+    Newlines and tabs stay.
+    """
+    return "".join(f"\\x{ord(c):02x}" if _drives(c) else c for c in text)
+
+
+def _drives(char: str) -> bool:
+    return category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") and char not in "\n\t"
 
 
 def left(done: float, total: float, seconds: float) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import pkgutil
 import re
+import reprlib
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +17,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from limbeck import outside, secrets
 from limbeck import stages as stage_package
 from limbeck.config import StageConfig, explain, map_references, suggest
 from limbeck.errors import UserError, UserErrors
@@ -22,7 +26,11 @@ from limbeck.folder import Machine
 KEYS = ["name", "title", "machine", "sizes", "stages"]
 VERBS = sorted(module.name for module in pkgutil.iter_modules(stage_package.__path__))
 TABLES = ("problems", "traces", "verdicts", "dataset", "decisions", "scores", "results")
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+NAME = re.compile(r"\w[\w .-]{0,99}")
+STAGE_NAME = re.compile(r"[A-Za-z_][\w-]{0,63}")
+RESERVED = ("lock", "machine")
+MAX_VALUES = 100_000
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
@@ -53,26 +61,28 @@ Lines = dict[tuple[Any, ...], int]
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with the scalars of YAML 1.2: `1e-4` is a number and `no` is a word."""
+    """Safe YAML with the scalars of YAML 1.2: `1e-4` is a number, `no` a word, `1:30` no number."""
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, rule) for tag, rule in rules if not tag.endswith((":float", ":bool"))]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = {
+    "null": r"^(~|null|)$",
+    "bool": r"^(true|false)$",
+    "int": r"^[-+]?(0|[1-9][\d_]*)$",
+    "float": r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)$|^[-+]?(\d[\d_]*\.\d*|\.\d+)$",
+    "merge": r"^<<$",
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)$|^[-+]?(\d[\d_]*\.\d*|\.\d+)$"),
-    list("-+0123456789."),
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$"), ["t", "f"])
+_TAGS = {_TAG + kind for kind in (*_PLAIN, "str", "seq", "map")}
+_Loader.yaml_implicit_resolvers = {}
+for _kind, _rule in _PLAIN.items():
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(_rule), None)
 
 
 def read_yaml(text: str, where: str) -> tuple[Any, Lines]:
     """The value of a YAML text, and the line on which each key stands."""
-    loader = _Loader(text)
     lines: Lines = {}
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             raise UserError(where, "is empty", "give it a name and stages")
@@ -83,16 +93,28 @@ def read_yaml(text: str, where: str) -> tuple[Any, Lines]:
         line = f":{mark.line + 1}" if mark else ""
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{where}{line}", f"is not valid YAML ({what})", "mend the line") from None
-    finally:
-        loader.dispose()
+    except RecursionError:
+        raise UserError(where, "is nested too deeply", "make it flatter") from None
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # `!!int x`
+        raise UserError(where, f"is not valid YAML ({error})", "mend the value") from None
 
 
 def _walk(node: yaml.Node, path: tuple[Any, ...], lines: Lines, where: str) -> None:
-    lines[path] = node.start_mark.line + 1
+    """Notes the line of each key; refuses what no recipe needs, exploding aliases among it."""
+    line = node.start_mark.line + 1
+    if len(lines) > MAX_VALUES:
+        what = f"has more than {MAX_VALUES:,} values once its aliases are written out"
+        raise UserError(f"{where}:{line}", what, "use fewer aliases")
+    if node.tag not in _TAGS:
+        what = f"is not valid YAML for a recipe ({node.tag.replace(_TAG, '!!')})"
+        raise UserError(f"{where}:{line}", what, "drop the tag")
+    lines[path] = line
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
             line = key.start_mark.line + 1
+            if key.tag not in (_TAG + "str", _TAG + "merge"):
+                raise UserError(f"{where}:{line}", "has a key that is no word", "put it in quotes")
             if key.value in seen and key.value != "<<":
                 raise UserError(f"{where}:{line}", f"key {key.value!r} stands twice", "keep one")
             seen.add(key.value)
@@ -122,41 +144,53 @@ def load(
         raise UserError(where, "has no mapping called 'stages'", "see recipes/quickstart.yaml")
     for key in value.keys() - set(KEYS):
         check.wrong((key,), f"unknown key; {suggest(str(key), KEYS)}")
-    sizes = value.get("sizes") or {}
-    if size and size not in sizes:
-        raise UserError(where, f"has no size {size!r}", suggest(size, list(sizes)) or "add one")
-    value = {**value, "stages": {k: dict(v or {}) for k, v in value["stages"].items()}}
-    for key, setting in {**(sizes.get(size) or {}), **(overrides or {})}.items():
-        _override(value, key, setting, check)
-    machine = check.config((), "machine", Machine, value.get("machine") or {})
+    value = {**value, "stages": {k: _copy(v) for k, v in value["stages"].items()}}
+    value["machine"] = _copy(value.get("machine"))
+    for key, settings in [*check.size(value.get("sizes"), size), *(overrides or {}).items()]:
+        _override(value, key, settings, check)
+    name, title = check.names(value, path.stem if path else "run")
+    machine = check.config((), "machine", Machine, value["machine"])
     checked = []
     writes: dict[str, dict[str, str] | None] = {}  # of the stages so far; None: nobody knows
-    for name, entry in value["stages"].items():
-        if stage := check.stage(name, entry):
+    for key, entry in value["stages"].items():
+        if stage := check.stage(key, entry):
             check.references(stage, writes, list(value["stages"]))
             checked.append(stage)
-        verb = entry.get("stage", name)
-        writes[name] = _module(verb).WRITES if verb in VERBS else None
+        verb = entry.get("stage", key) if isinstance(entry, dict) else key
+        writes[key] = _module(verb).WRITES if verb in VERBS else None
+    check.texts(value)
     if check.errors:
         raise UserErrors(check.errors)
-    name = str(value.get("name") or (path.stem if path else "run"))
-    return Recipe(name, str(value.get("title") or name), machine, tuple(checked), path)
+    if not checked:
+        raise UserError(f"{where}: stages", "is empty", "see recipes/quickstart.yaml")
+    return Recipe(name, title, machine, tuple(checked), path)
 
 
 def _read(path: Path) -> tuple[Any, Lines]:
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(str(path), "no such recipe", "check the path")
-    if path.suffix == ".py":
-        spec = importlib.util.spec_from_file_location("recipe", path)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.recipe, {}
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(str(path), f"cannot be read ({error})", "give a UTF-8 YAML file") from None
-    return read_yaml(text, str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(str(path), f"is not UTF-8 ({error.reason})", "save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read ({error.strerror})", "give a file") from None
+    return read_yaml(text, str(path)) if path.suffix != ".py" else (_read_python(path), {})
+
+
+def _read_python(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.recipe
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        inside = [frame.lineno for frame in frames if frame.filename == str(path)]
+        line = getattr(error, "lineno", None) or (inside[-1] if inside else 1)
+        what = f"cannot be run ({type(error).__name__}: {error})"
+        raise UserError(f"{path}:{line}", what, "mend it; it must define `recipe`") from error
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
@@ -165,22 +199,36 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise UserError(pair, "is not KEY=VALUE", "write, for instance, sft.lr=2e-5")
+            way_out = "write, for instance, sft.lr=2e-5"
+            raise UserError(f"setting {pair!r}", "is not KEY=VALUE", way_out)
         settings[key] = read_yaml(text, key)[0] if text else None
     return settings
 
 
 def _override(value: dict[str, Any], key: str, setting: Any, check: _Check) -> None:
     """Sets `stage.field`, or `machine.field`, in place."""
-    head, *path = key.split(".")
-    place = value.setdefault("machine", {}) if head == "machine" else value["stages"].get(head)
-    if place is None or not path:
-        check.wrong((key,), f"no stage {head!r}; {suggest(head, list(value['stages']))}")
+    head, *path = str(key).split(".")
+    stages = value["stages"]
+    if head != "machine" and head not in stages:
+        check.wrong((key,), f"no stage {head!r}; {suggest(head, list(map(str, stages)))}")
+        return
+    place = value["machine"] if head == "machine" else stages[head]
+    if not path or not isinstance(place, dict):
+        check.wrong((key,), "is no setting of a stage; write, for instance, sft.lr=2e-5")
         return
     for step in path[:-1]:
         inner = place.get(step)
         place[step] = place = dict(inner) if isinstance(inner, dict) else {}
     place[path[-1]] = setting
+
+
+def _copy(settings: Any) -> Any:
+    """Of one's own, since aliases share theirs; nothing is an empty mapping."""
+    return dict(settings or {}) if isinstance(settings, dict | None) else settings
+
+
+def _is_text(value: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 class _Check:
@@ -207,12 +255,49 @@ class _Check:
                 self.wrong((*path, name, *deeper), what)
             return None
 
-    def stage(self, name: Any, entry: dict[str, Any]) -> Stage | None:
-        verb = entry.get("stage", name)
-        settings = {key: setting for key, setting in entry.items() if key != "stage"}
-        if not re.fullmatch(r"[A-Za-z_][\w-]*", str(name)):
+    def size(self, sizes: Any, size: str) -> list[tuple[str, Any]]:
+        """The settings of a named size."""
+        sizes = {} if sizes is None else sizes
+        named = sizes if isinstance(sizes, dict) else {"": sizes}
+        for name, settings in named.items():
+            if not name or not isinstance(settings, dict | None):
+                path = ("sizes", name) if name else ("sizes",)
+                self.wrong(path, "is no mapping; write a mapping like {ci: {collect.num: 8}}")
+                return []
+        if size and size not in sizes:
+            raise UserError(self.where, f"has no size {size!r}", suggest(size, list(sizes)))
+        return list((sizes.get(size) or {}).items())
+
+    def names(self, value: dict[str, Any], default: str) -> tuple[str, str]:
+        """The recipe's name, which is a folder's too, and its title."""
+        name = str(value.get("name") or default)
+        if not NAME.fullmatch(name) or not isinstance(value.get("name"), str | None):
+            self.wrong(("name",), f"{name!r} names no folder; use letters, digits, _ and -")
+        title = value.get("title") or name
+        if not isinstance(title, str):
+            self.wrong(("title",), "is no text; put it in quotes")
+        return name, title
+
+    def texts(self, value: Any, path: tuple[Any, ...] = ()) -> None:
+        """Every text goes into the run folder: it must fit, and be no secret."""
+        if isinstance(value, str) and secrets.is_told(value):
+            self.wrong(path, "holds a key; take it out, only the environment may hold it")
+        elif isinstance(value, str) and not _is_text(value):
+            self.wrong(path, "holds half a character; mend it")
+        elif isinstance(value, dict | list):
+            for step, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                self.texts(inner, (*path, step))
+
+    def stage(self, name: Any, entry: Any) -> Stage | None:
+        if not STAGE_NAME.fullmatch(str(name)) or name in RESERVED:
             self.wrong(("stages", name), "is no stage name; use letters, digits, _ and -")
             return None
+        if not isinstance(entry, dict):
+            what = f"is no mapping but {reprlib.repr(entry)}; write settings as key: value"
+            self.wrong(("stages", name), what)
+            return None
+        verb = entry.get("stage", name)
+        settings = {key: setting for key, setting in entry.items() if key != "stage"}
         if verb not in VERBS:
             self.wrong(
                 ("stages", name), f"no stage is called {verb!r}; {suggest(str(verb), VERBS)}"
@@ -238,7 +323,9 @@ def _reference_mistake(
     kind: str, path: str, writes: dict[str, dict[str, str] | None], names: list[str]
 ) -> str | None:
     if not path.startswith("./"):
-        if Path(path).exists() or (kind == "model" and HUB_NAME.fullmatch(path)):
+        if os.path.exists(path):
+            return outside.mistake(kind, Path(path))
+        if kind == "model" and HUB_NAME.fullmatch(path):
             return None
         return f"{path!r} does not exist; give ./stage/output of this recipe, or an existing path"
     name, _, output = path[2:].partition("/")

@@ -1,4 +1,4 @@
-"""Plans a recipe against its run folder and runs what is missing: skip, resume, extend, refuse."""
+"""Runs what is missing of a recipe: skip, resume, extend, or refuse."""
 
 from __future__ import annotations
 
@@ -6,131 +6,19 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from limbeck import ledger, progress, store
-from limbeck.config import map_references, split_fields, written
+from limbeck.config import map_references, written
 from limbeck.errors import UserError, UserErrors
 from limbeck.folder import Machine, StageFolder
-from limbeck.plugins import plugins, source_hash
-from limbeck.recipe import TABLES, Recipe, Stage
+from limbeck.planner import Step, content, plan, references, replan
+from limbeck.recipe import Recipe, Stage
 
-State = Literal["done", "new", "resume", "extend", "stale"]
+OURS = ("lock", ".recipe.json.tmp", "sessions.jsonl", "report.html")  # beside recipe.json
 PACKAGES = ("limbeck", "torch", "transformers", "tokenizers", "pyarrow", "reasoning_gym")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One stage of a plan: what has to happen to it, and why."""
-
-    stage: Stage
-    state: State
-    record: dict[str, Any]
-    why: str = ""
-
-    @property
-    def key(self) -> str:
-        """What the stage's outputs are: identity and extent."""
-        return store.digest([self.record["identity"], self.record["extent"]])[:16]
-
-    @property
-    def identity(self) -> str:
-        """What each of its rows is, however many there are."""
-        return store.digest(self.record["identity"])[:16]
-
-
-def plan(recipe: Recipe, run_dir: Path, keep: tuple[str, ...] = ()) -> list[Step]:
-    """What running the recipe in this folder would do, stage by stage; changes nothing."""
-    steps: dict[str, Step] = {}
-    for stage in recipe.stages:
-        record = _record(stage, steps)
-        state, why = _state(stage, record, run_dir / stage.name)
-        if state == "stale" and stage.name in keep:
-            kept = store.read_sealed(run_dir / stage.name / "stage.json")
-            record = {"identity": kept["identity"], "extent": kept["extent"]}
-            state, why = "done", f"kept although {why}"
-        steps[stage.name] = Step(stage, state, record, why)
-    return list(steps.values())
-
-
-def _record(stage: Stage, earlier: dict[str, Step]) -> dict[str, Any]:
-    """The stage's identity and extent as plain JSON, its inputs by what they are."""
-    extends = getattr(stage.module, "EXTENDS", False)
-    amounts: dict[str, str] = {}
-
-    def name_input(kind: str, path: str, key: str) -> str:
-        if not path.startswith("./"):
-            return f"{kind} {_hash_outside(path)}"
-        name, _, output = path[2:].partition("/")
-        step = earlier[name]
-        if extends and kind in TABLES:
-            amounts[key] = step.key
-            return f"{kind} {step.identity}/{output}"
-        return f"{kind} {step.key}/{output}"
-
-    fields, extent = split_fields(map_references(stage.config, name_input))
-    sources = {plugin.name: source_hash(plugin) for plugin in plugins(stage.config)}
-    identity = {"verb": stage.verb, **fields, **({"source": sources} if sources else {})}
-    return {"identity": identity, "extent": {**extent, **({"of": amounts} if amounts else {})}}
-
-
-def _hash_outside(path: str) -> str:
-    """What an outside file, folder or Hub name is."""
-    place = Path(path)
-    if place.is_dir():
-        return store.digest(store.hash_tree(place))[:16]
-    return store.hash_file(place)[:16] if place.exists() else path
-
-
-def _state(stage: Stage, record: dict[str, Any], folder: Path) -> tuple[State, str]:
-    manifest, started = folder / "stage.json", folder / "started.json"
-    if not started.exists():
-        return "new", ""
-    before = store.read_sealed(manifest if manifest.exists() else started)
-    changes = list(_changes(before["identity"], record["identity"]))
-    resumes = getattr(stage.module, "RESUMES", False)
-    if changes and (manifest.exists() or resumes):
-        return "stale", "; ".join(changes)
-    if not manifest.exists():
-        return ("resume", "was interrupted") if resumes else ("new", "was interrupted")
-    grown = list(_changes(before["extent"], record["extent"]))
-    if not grown:
-        return "done", ""
-    shrunk = list(_shrunk(before["extent"], record["extent"]))
-    if shrunk or not getattr(stage.module, "EXTENDS", False):
-        return "stale", "; ".join(shrunk or grown)
-    return "extend", "; ".join(grown)
-
-
-def _changes(before: Any, after: Any, key: str = "") -> Iterator[str]:
-    """'lr was 0.001, is 0.002' for each difference."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for name in [*before, *(n for n in after if n not in before)]:
-            dotted = f"{key}.{name}" if key else name
-            yield from _changes(before.get(name), after.get(name), dotted)
-    elif before != after:
-        told = [value is None or isinstance(value, bool | int | float) for value in (before, after)]
-        short = isinstance(before, str) and isinstance(after, str) and " " not in before + after
-        if all(told) or short:
-            default = "its default"
-            yield f"{key} was {default if before is None else before}, is " + str(
-                default if after is None else after
-            )
-        else:
-            yield f"{key} changed"
-
-
-def _shrunk(before: Any, after: Any, key: str = "") -> Iterator[str]:
-    for name in before if isinstance(before, dict) else ():
-        old, new = before[name], after.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _shrunk(old, new, name)
-        elif name.startswith("num") and isinstance(old, int) and (new is None or new < old):
-            yield f"{name} was {old}, is {'its default' if new is None else new}"
 
 
 def run(
@@ -147,20 +35,26 @@ def run(
     for name in (*redo, *keep):
         if name not in (names := [stage.name for stage in recipe.stages]):
             raise UserError(f"--redo/--keep {name}", "is no stage", f"there is {', '.join(names)}")
+    _make(run_dir)
     with store.locked(run_dir):
         _own(recipe, run_dir)
-        for name in redo:
-            shutil.rmtree(run_dir / name, ignore_errors=True)
-        steps = plan(recipe, run_dir, keep)
-        _refuse_stale(steps, run_dir)
-        store.write_json(run_dir / "recipe.json", describe(recipe))
+        steps = plan(recipe, run_dir, keep, redo)
+        _refuse_stale(steps, run_dir, redo)
         machine = settle(recipe.machine)
+        for path in run_dir.glob(".*.removed"):  # a kill came in the middle
+            shutil.rmtree(path, ignore_errors=True)
+        for name in redo:
+            store.remove_tree(run_dir / name)
+        store.write_sealed(run_dir / "recipe.json", describe(recipe, steps, run_dir))
         about = _about(machine) | {"gemm_gflops": _gemm_gflops()}
         session = {"command": command, "started": _now(), "machine": about}
         store.append_json(run_dir / "sessions.jsonl", session | {"versions": versions()})
-        for index, step in enumerate(steps, 1):
+        for index, planned in enumerate(steps, 1):
+            step = replan(planned, run_dir)  # what came before it may have come out otherwise
+            _refuse_stale([step], run_dir)
             title = f"[{index}/{len(steps)}] {step.stage.name}"
             if step.state == "done":
+                _sweep(step.stage, run_dir)  # a kill may have come before it
                 progress.say(f"{title}: done before{f' ({step.why})' if step.why else ''}")
                 continue
             told = {"extend": " (extending)", "resume": " (going on)"}.get(step.state, "")
@@ -168,23 +62,35 @@ def run(
             _run_stage(step, run_dir, machine)
 
 
+def _make(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"cannot be made ({error.strerror})"
+        raise UserError(str(run_dir), what, "choose another --run folder") from error
+
+
 def _own(recipe: Recipe, run_dir: Path) -> None:
     """A run folder belongs to one recipe."""
     described = run_dir / "recipe.json"
-    if described.exists() and (owner := store.read_json(described)["name"]) != recipe.name:
+    if described.exists() and (owner := read_description(run_dir)["name"]) != recipe.name:
         way_out = "choose another --run folder"
         raise UserError(str(run_dir), f"holds a run of {owner!r}, not {recipe.name!r}", way_out)
-    strangers = [path.name for path in run_dir.iterdir() if path.name != "lock"]
+    strangers = [
+        path.name
+        for path in run_dir.iterdir()
+        if path.name not in OURS and not (path / "started.json").exists()
+    ]
     if not described.exists() and strangers:
         what = f"is not a run folder: it holds {strangers[0]!r}"
         raise UserError(str(run_dir), what, "choose an empty --run folder")
 
 
-def _refuse_stale(steps: list[Step], run_dir: Path) -> None:
+def _refuse_stale(steps: list[Step], run_dir: Path, asked: tuple[str, ...] = ()) -> None:
     stale = [step for step in steps if step.state == "stale"]
     if not stale:
         return
-    redo = " ".join(f"--redo {step.stage.name}" for step in stale)
+    redo = " ".join(f"--redo {name}" for name in (*asked, *(step.stage.name for step in stale)))
     way_out = f"make what changed anew with `{redo}`, use it as it is with --keep, or another --run"
     raise UserErrors(
         [
@@ -196,9 +102,11 @@ def _refuse_stale(steps: list[Step], run_dir: Path) -> None:
 
 def _run_stage(step: Step, run_dir: Path, machine: Machine) -> None:
     stage, folder = step.stage, run_dir / step.stage.name
-    if step.state != "resume" and not getattr(stage.module, "RESUMES", False):
-        shutil.rmtree(folder, ignore_errors=True)  # unfinished, or about to be made larger
-    started = {**step.record, "machine": _about(machine), "versions": versions()}
+    if not getattr(stage.module, "RESUMES", False):
+        store.remove_tree(folder)  # unfinished, or about to be made larger
+    inputs = {path: content(run_dir, path) for path in references(stage)}
+    started = {**step.record, "inputs": inputs}
+    started |= {"machine": _about(machine), "versions": versions()}
     if step.state == "resume":
         _refuse_other_machine(store.read_sealed(folder / "started.json"), started, folder)
     (folder / "stage.json").unlink(missing_ok=True)
@@ -219,10 +127,18 @@ def _run_stage(step: Step, run_dir: Path, machine: Machine) -> None:
         "summary": summary,
         "wall_seconds": round(time.monotonic() - begun, 1),
         "finished": _now(),
-        "files": store.hash_tree(folder),
+        "files": store.hash_tree(folder, getattr(stage.module, "SCRATCH", ())),
     }
     store.failpoint(f"{stage.name}.finishing")
     store.write_sealed(folder / "stage.json", manifest)
+    store.failpoint(f"{stage.name}.finished")
+    _sweep(stage, run_dir)
+
+
+def _sweep(stage: Stage, run_dir: Path) -> None:
+    """Takes away what a stage needed to resume, once it is finished."""
+    for name in getattr(stage.module, "SCRATCH", ()):
+        shutil.rmtree(run_dir / stage.name / name, ignore_errors=True)
 
 
 def _refuse_other_machine(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
@@ -259,6 +175,8 @@ def settle(machine: Machine) -> Machine:
     torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("machine.device", "there is no CUDA device here", "take cpu, or auto")
     return Machine(device=device, threads=threads)
 
 
@@ -284,10 +202,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe as plain JSON."""
+def describe(recipe: Recipe, steps: list[Step], run_dir: Path) -> dict[str, Any]:
+    """The resolved recipe as plain JSON; a kept stage as it was when it was made."""
     stages = {s.name: {"stage": s.verb, **written(s.config)} for s in recipe.stages}
+    for step in steps:
+        if step.kept:
+            made = store.read_sealed(run_dir / step.stage.name / "stage.json")["config"]
+            stages[step.stage.name] = {"stage": step.stage.verb, **made}
     return {"name": recipe.name, "title": recipe.title, "stages": stages}
+
+
+def read_description(run_dir: Path) -> dict[str, Any]:
+    """What `describe` said of the run in this folder."""
+    way_out = "delete it: the next limbeck run writes it again"
+    return store.read_sealed(run_dir / "recipe.json", way_out)
 
 
 def _now() -> str:

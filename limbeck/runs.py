@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from limbeck import ledger, store, tables
+from limbeck import ledger, progress, store, tables
 from limbeck.errors import UserError
+from limbeck.runner import read_description
 
 Row = dict[str, Any]
 
@@ -21,10 +22,9 @@ class Run:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        described = self.path / "recipe.json"
-        if not described.exists():
+        if not (self.path / "recipe.json").exists():
             raise UserError(str(path), "is not a run folder", "give one that limbeck run made")
-        self.recipe = store.read_json(described)
+        self.recipe = read_description(self.path)
 
     def stages(self) -> list[Row]:
         """Every stage with its state and, once it is finished, what it says of itself."""
@@ -74,6 +74,7 @@ class Run:
         found: dict[str, list[Row]] = {"results": [], "families": [], "tests": []}
         for row in self.done("compare"):
             place = self.path / row["stage"] / "results" / "results.json"
+            store.verify(place)
             for key, rows in store.read_json(place).items():
                 found[key] += rows
         if not found["results"]:
@@ -147,7 +148,7 @@ class Run:
             tokens = row["tokens_in"] + row["tokens_out"]
             cost = f"{row['cpu_seconds']:>9.1f} {tokens:>12,.0f} {row['flops']:>9.1e}"
             lines.append(f"{row['stage']:<20} {cost}")
-        return "\n".join(lines)
+        return progress.visible("\n".join(lines))
 
     def results_text(self) -> str:
         """The results table and what the paired tests say."""
@@ -176,7 +177,7 @@ class Run:
             why = f"dropped as {decision['dropped']}" if decision["dropped"] else "kept"
             lines += [f"curated  {why} by {decision['by']}"]
         lines += [f"trained  into {', '.join(story['trained_into']) or 'no model'}"]
-        return "\n".join(_visible(line) for line in lines)
+        return progress.visible("\n".join(lines))
 
     def write_report(self) -> Path:
         """Writes `report.html`, whole or not at all."""
@@ -193,8 +194,3 @@ def _writes(verb: str) -> dict[str, str]:
 
 def _indent(text: str) -> str:
     return text.replace("\n", "\n         ")
-
-
-def _visible(text: str) -> str:
-    """Control characters spelled out: a model's text must not drive a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)

@@ -8,19 +8,23 @@ or none, and a file that changed later is noticed when it is read.
 from __future__ import annotations
 
 import fcntl
-import gzip
 import hashlib
 import json
 import os
 import platform
+import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from limbeck import guard
 from limbeck.errors import UserError
+
+REMAKE = "restore the file, or make its stage anew with --redo"
 
 # -- hashes -------------------------------------------------------------------------------------
 
@@ -41,15 +45,16 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_tree(path: Path) -> dict[str, str]:
-    """sha256 of every file below a folder, by relative name."""
-    return {name: hash_file(path / name) for name in _names(path)}
+def hash_tree(path: Path, without: Sequence[str] = ()) -> dict[str, str]:
+    """sha256 of every file below a folder, by relative name; `without` some of its folders."""
+    names = [name for name in _names(path) if name.partition("/")[0] not in without]
+    return {name: hash_file(path / name) for name in names}
 
 
 def _names(path: Path) -> list[str]:
     """Every file below a folder, by relative name; what is still being written aside is none."""
-    files = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-    return sorted(str(p.relative_to(path)) for p in files)
+    files = (p.relative_to(path) for p in path.rglob("*") if p.is_file())
+    return sorted(str(p) for p in files if not any(name.startswith(".") for name in p.parts))
 
 
 # -- atomic writes ------------------------------------------------------------------------------
@@ -80,6 +85,7 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.tmp")
     aside.write_text(text, encoding="utf-8")
+    failpoint(f"{path.parent.name}.{path.name}.aside")
     commit(aside, path)
 
 
@@ -87,8 +93,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path, way_out: str = REMAKE) -> Any:
+    """UserError that names the file, if it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(str(path), f"is no JSON any more ({error})", way_out) from error
 
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
@@ -96,15 +106,12 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
     write_json(path, {**value, "seal": digest(value)})
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path, way_out: str = REMAKE) -> dict[str, Any]:
     """A manifest that is what was written, or a UserError that names it."""
-    try:
-        value = read_json(path)
-        seal = value.pop("seal")
-    except (ValueError, AttributeError, KeyError) as error:
-        raise _changed(path, f"is no manifest any more ({error})") from error
-    if digest(value) != seal:
-        raise _changed(path, "changed on disk since it was written")
+    value = read_json(path, way_out)
+    seal = value.pop("seal", None) if isinstance(value, dict) else None
+    if seal is None or digest(value) != seal:
+        raise UserError(str(path), "changed on disk since it was written", way_out)
     return value
 
 
@@ -131,27 +138,68 @@ def verify(path: Path) -> None:
 
 
 def _changed(path: Path, what: str) -> UserError:
-    return UserError(str(path), what, "restore the file, or make its stage anew with --redo")
+    return UserError(str(path), what, REMAKE)
+
+
+def remove_tree(folder: Path) -> None:
+    """Takes a folder away at once: a kill leaves it whole or not there, never half of it."""
+    aside = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)
+        failpoint(f"{folder.name}.removing")
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def append_json(path: Path, row: dict[str, Any]) -> None:
-    """Adds one line to a `.jsonl` file in a single write."""
-    with open(path, "ab") as file:
+    """Adds one line to a `.jsonl` file in a single write; a torn last line gives way."""
+    with open(path, "ab+") as file:
+        file.truncate(_end_of_lines(file))
         file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
+def _end_of_lines(file: BinaryIO) -> int:
+    """Where the last whole line of a file ends."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - 4096)
+        file.seek(start)
+        if (place := file.read(end - start).rfind(b"\n")) >= 0:
+            return start + place + 1
+        end = start
+    return 0
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `.jsonl` or `.jsonl.gz` file; a torn last line is left out."""
+    """The rows of a `.jsonl` or `.jsonl.gz` file; a torn last line is left out.
+
+    UserError that names file and line, if another is no JSON.
+    """
     if not path.exists():
         return []
-    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-        return [json.loads(line) for line in file if line.endswith(b"\n") and line.strip()]
+    rows, number, line = [], 0, b"\n"
+    try:
+        for number, line in enumerate(guard.lines(path), 1):
+            rows += [guard.parse_row(line)] if line.strip() else []
+    except (ValueError, OSError) as error:
+        if line.endswith(b"\n"):
+            raise _changed(path, f"line {number} is no JSON ({error})") from error
+    return rows
+
+
+_passed: Counter[str] = Counter()
 
 
 def failpoint(name: str) -> None:
-    """Dies here, as by SIGKILL, when a test has set LIMBECK_KILL_AT to this point's name."""
-    if os.environ.get("LIMBECK_KILL_AT") == name:
-        os.kill(os.getpid(), signal.SIGKILL)
+    """Dies here, as by SIGKILL, when a test has set LIMBECK_KILL_AT to this point's name.
+
+    `name#3` is the third time that this process comes by.
+    """
+    wanted = os.environ.get("LIMBECK_KILL_AT")
+    if wanted and wanted.partition("#")[0] == name:
+        _passed[name] += 1
+        if _passed[name] == int(wanted.partition("#")[2] or 1):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 # -- the run folder -----------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from limbeck import store
+from limbeck import guard, store
 from limbeck.errors import UserError
 from limbeck.types import Message, Problem, Trace, Verdict
 
@@ -71,6 +72,7 @@ SCHEMAS = {
             ("domain", pa.string()),
             ("num_samples", pa.int32()),
             ("num_correct", pa.int32()),
+            ("num_failed", pa.int32()),  # could not be written, or not be judged
             ("num_truncated", pa.int32()),
             ("prompt_tokens", pa.int64()),
             ("completion_tokens", pa.int64()),
@@ -93,18 +95,39 @@ def to_table(kind: str, rows: Iterable[Any]) -> pa.Table:
 
 
 def write_part(folder: Path, table: pa.Table) -> Path:
-    """Adds the next part to a table; whole or not at all."""
+    """Adds the next part to a table; whole or not at all.
+
+    Its name ends in its hash, so that it can vouch for itself while no manifest does; where one
+    was taken out, the next takes its number.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"part-{len(parts(folder)):05d}.parquet"
-    aside = path.with_name(f".{path.name}.tmp")
+    taken = {path.name[:10] for path in parts(folder)}
+    name = next(n for i in range(len(taken) + 1) if (n := f"part-{i:05d}") not in taken)
+    aside = folder / f".{name}.parquet.tmp"
     pq.write_table(table, aside, compression="zstd", write_page_checksum=True)
-    store.failpoint(f"{folder.parent.name}.{path.stem}")
+    path = folder / f"{name}-{store.hash_file(aside)[:16]}.parquet"
+    store.failpoint(f"{folder.parent.name}.{name}")
     store.commit(aside, path)
+    store.failpoint(f"{folder.parent.name}.{name}.renamed")
     return path
 
 
 def parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
+
+
+def is_whole(part: Path) -> bool:
+    """Whether a part is what was written; a file of other origin is not asked."""
+    named = re.fullmatch(r"part-\d{5}-([0-9a-f]{16})\.parquet", part.name)
+    return named is None or store.hash_file(part).startswith(named[1])
+
+
+def set_broken_aside(folder: Path, tell: Callable[[str], None]) -> None:
+    """Takes parts that changed on disk out of an unfinished table: their rows are made again."""
+    for part in parts(folder):
+        if not is_whole(part):
+            part.rename(part.with_name(f".{part.name}.broken"))
+            tell(f"{part} changed on disk since it was written; its rows are made again")
 
 
 def read_table(path: Path | str, columns: list[str] | None = None) -> pa.Table:
@@ -127,7 +150,11 @@ def read_table(path: Path | str, columns: list[str] | None = None) -> pa.Table:
 
 
 def _read_part(file: Path, columns: list[str] | None) -> pa.Table:
+    if not is_whole(file):  # of a stage that is not finished: a manifest would have objected
+        way_out = "restore it, or delete it to have its rows made again"
+        raise UserError(str(file), "changed on disk since it was written", way_out)
     try:
+        guard.check_parquet(file, columns)
         return pq.read_table(
             file, columns=columns, page_checksum_verification=True, memory_map=False
         )

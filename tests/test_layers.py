@@ -13,15 +13,18 @@ GROUND = {
     "plugins",
     "tables",
     "store",
+    "guard",
     "ledger",
     "progress",
     "folder",
     "journal",
+    "outside",
+    "secrets",
     "chat",
     "models",
 }
 PARTS = {"problems", "engines", "verifiers", "filters", "train", "metrics", "report"}
-ABOVE = {"recipe", "runner", "runs", "reporting", "api", "cli", "__init__", "__main__"}
+ABOVE = {"recipe", "planner", "runner", "runs", "reporting", "api", "cli", "__init__", "__main__"}
 
 
 def layer(module: str) -> int:

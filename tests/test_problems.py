@@ -34,7 +34,7 @@ def test_id_is_the_content():
 
 def test_families_take_turns_and_the_same_seed_gives_the_same_problems():
     problems = first(600, tasks=TASKS, seed=3)
-    assert [p.domain for p in problems[:4]] == [*TASKS, "chain_sum"]
+    assert [p.domain for p in problems[:4]] == [*sorted(TASKS), "chain_sum"]
     assert problems == first(600, tasks=TASKS, seed=3)
     for problem in problems:
         assert problem.verifier == "exact"

@@ -52,7 +52,7 @@ def test_every_mistake_at_once_with_file_line_and_key(tmp_path):
     text = text.replace("./verify/verdicts", "./verify/verdict").replace("max_tokens: 9", "max: 9")
     lines = mistakes(tmp_path, text)
     assert lines == [
-        "r.yaml:3: stages.collect.num: is required; mend it",
+        "r.yaml:3: stages.collect.num: is required; add it",
         "r.yaml:4: stages.collect.nun: unknown key; did you mean 'num'?",
         "r.yaml:6: stages.sample.engine: no engine is called 'wroked'; did you mean 'worked'?",
         "r.yaml:12: stages.curate.keep.1.max: unknown key; there is max_tokens, min_tokens",

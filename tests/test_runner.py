@@ -152,8 +152,8 @@ def test_a_used_folder_of_another_run_or_of_something_else_is_refused(tmp_path):
 def test_an_interrupted_stage_is_resumed_and_equals_an_uninterrupted_one(tmp_path):
     whole = limbeck.run(RECIPE, run=tmp_path / "whole")
     broken = limbeck.run(RECIPE, run=tmp_path / "broken")
-    for name in ("stage.json", "verdicts/part-00000.parquet"):
-        (broken.path / "verify" / name).unlink()
+    (broken.path / "verify" / "stage.json").unlink()
+    next((broken.path / "verify" / "verdicts").glob("part-00000*")).unlink()
     (broken.path / "verify" / "verdicts" / ".part-00000.parquet.tmp").write_bytes(b"torn")
     (broken.path / "curate" / "stage.json").unlink()  # its parts are there, but nobody says so
     assert states(RECIPE, broken.path)["verify"] == "resume"
@@ -203,3 +203,92 @@ def test_a_signal_stops_cleanly_and_says_how_to_go_on(tmp_path, number, code):
     assert process.returncode == code, error
     assert "Go on with: limbeck run" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("stage", "field", "value"),
+    [
+        ("collect", "source", {**RECIPE["stages"]["collect"]["source"], "seed": 9}),
+        ("collect", "source", {"name": "reasoning_gym", "tasks": {"chain_sum": {"min_terms": 3}}}),
+        ("sample", "max_tokens", 7),
+        ("sample", "seed", 1),
+        ("curate", "keep", ["correct"]),
+        ("curate", "keep", ["correct", {"name": "length", "max_tokens": 9}]),
+        ("curate", "thinking", "drop"),
+    ],
+)
+def test_every_setting_that_changes_a_row_changes_the_identity(tmp_path, stage, field, value):
+    run = limbeck.run(RECIPE, run=tmp_path / "run")
+    recipe = changed(**{f"{stage}__{field}": value})
+    assert states(recipe, run.path)[stage] == "stale"
+
+
+def test_a_stage_of_another_name_is_another_stage(tmp_path):
+    twice = copy.deepcopy(RECIPE)
+    twice["stages"]["again"] = {**twice["stages"]["sample"], "stage": "sample"}
+    run = limbeck.run(twice, run=tmp_path / "run")
+    rows = content(run.path)
+    ids = [{row["id"] for row in rows[f"{name}/traces"]} for name in ("sample", "again")]
+    assert not ids[0] & ids[1]
+
+
+def test_what_was_begun_with_more_rows_is_not_finished_with_fewer(tmp_path):
+    run = limbeck.run(changed(sample__num_samples=3), run=tmp_path / "run")
+    (run.path / "sample" / "stage.json").unlink()
+    assert states(changed(sample__num_samples=2), run.path)["sample"] == "stale"
+
+
+def test_a_smaller_upstream_makes_what_it_fed_stale(tmp_path):
+    run = limbeck.run(RECIPE, run=tmp_path / "run")
+    smaller = changed(collect__num=4)
+    with pytest.raises(UserErrors, match="num was 6, is 4"):
+        limbeck.run(smaller, run=run.path)
+    with pytest.raises(UserErrors, match=r"sample: is of another recipe: problems.num was 6, is 4"):
+        limbeck.run(smaller, run=run.path, redo=["collect"])
+    assert content(run.path)["collect/problems"], "refused before anything was taken away"
+    limbeck.run(smaller, run=run.path, redo=["collect", "sample", "verify", "curate"])
+    assert len(content(run.path)["sample/traces"]) == 8
+
+
+def test_an_input_that_was_made_anew_and_differs_is_noticed(tmp_path, monkeypatch):
+    engine = tmp_path / "moody_engine.py"
+    engine.write_text(
+        "import os\n"
+        "from limbeck.types import Trace\n"
+        "class Moody:\n"
+        "    name, num_parameters, costs_money = 'moody', None, False\n"
+        "    def generate(self, requests, sampling):\n"
+        "        for r in requests:\n"
+        "            yield Trace(r.id, r.problem.id, r.index, os.environ['MOOD'], 'stop', 'moody')\n"
+        "def connect():\n"
+        "    return Moody()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MOOD", "glad")
+    recipe = changed(sample__engine="moody_engine:connect", curate__keep=[])
+    run = limbeck.run(recipe, run=tmp_path / "run")
+    limbeck.run(recipe, run=run.path, redo=["sample"])  # the same again: nothing to say
+    monkeypatch.setenv("MOOD", "sad")
+    with pytest.raises(UserErrors, match="./sample/traces was made anew and holds something else"):
+        limbeck.run(recipe, run=run.path, redo=["sample"])
+    limbeck.run(recipe, run=run.path, redo=["verify", "curate"])
+    assert set(states(recipe, run.path).values()) == {"done"}
+
+
+def test_how_a_stage_is_run_is_part_of_no_key():
+    from limbeck.config import split_fields
+    from limbeck.plugins import Kind
+
+    engine = Kind("engine", "limbeck.engines", "connect")
+    plugin = engine.parse({"name": "local", "model": "a/b", "batch_rows": 7})
+    assert split_fields(plugin) == ({"name": "local", "model": "a/b"}, {})
+
+
+def test_an_extended_data_set_is_in_the_order_of_a_fresh_one(tmp_path):
+    more = changed(sample__num_samples=3, curate__keep=["correct"], curate__thinking="drop")
+    fewer = changed(sample__num_samples=1, curate__keep=["correct"], curate__thinking="drop")
+    run = limbeck.run(fewer, run=tmp_path / "run")
+    limbeck.run(more, run=run.path)
+    fresh = limbeck.run(more, run=tmp_path / "fresh")
+    name = "curate/dataset"
+    assert content(run.path)[name] == content(fresh.path)[name]

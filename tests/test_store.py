@@ -30,7 +30,7 @@ def test_parts_are_numbered_and_read_in_order(tmp_path):
         table = tables.to_table("verdicts", [Verdict(text, True, None, "correct")])
         tables.write_part(tmp_path, table)
     assert [v.trace_id for v in tables.read_verdicts(tmp_path)] == ["a", "b", "c"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f"part-0000{i}.parquet" for i in range(3)]
+    assert [p.name[:10] for p in sorted(tmp_path.iterdir())] == [f"part-0000{i}" for i in range(3)]
 
 
 def test_a_flipped_bit_in_a_part_is_noticed(tmp_path):
@@ -40,7 +40,7 @@ def test_a_flipped_bit_in_a_part_is_noticed(tmp_path):
     flipped = bytearray(good)
     flipped[len(good) // 3] ^= 4  # in the middle of the data pages
     path.write_bytes(bytes(flipped))
-    with pytest.raises(UserError, match="is broken"):
+    with pytest.raises(UserError, match=r"part-00000-\w+\.parquet: changed on disk"):
         tables.read_traces(tmp_path)
 
 

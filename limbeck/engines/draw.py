@@ -43,6 +43,7 @@ def nucleus(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
         if n == size or bool((sums[:, -1] >= top_p).all()):
             break
     inside = sums - top < top_p  # a token is in when those before it do not suffice
+    inside[:, 0] = True
     return torch.where(inside, top, 0.0).cumsum(-1, dtype=torch.float64), order
 
 

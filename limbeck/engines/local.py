@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from limbeck.config import Extent, ModelPath
+from pydantic import Field, PositiveInt
+
+from limbeck.config import HowRun, ModelPath
 
 if TYPE_CHECKING:
     from limbeck.engines.decode import LocalEngine
+
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 
 
 def connect(
     *,
     model: ModelPath,
-    batch_rows: Extent[int] = 512,
+    batch_rows: HowRun[PositiveInt] = 512,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    device: Extent[str] = "auto",
+    device: HowRun[Device] = "auto",
 ) -> LocalEngine:
     """The model in the folder `model`, writing up to `batch_rows` texts at once.
 

@@ -18,13 +18,13 @@ from importlib.util import find_spec
 from ipaddress import ip_address
 from queue import SimpleQueue
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from limbeck.chat import CLOSE, OPEN
-from limbeck.config import Extent
+from limbeck.config import HowRun
 from limbeck.errors import UserError
 from limbeck.types import Finish, Generator, Request, Sampling, Trace
 
@@ -47,23 +47,39 @@ FINISHES: Mapping[str, Finish] = {
 }
 
 
+def _plain_address(url: str) -> str:
+    """An address with a key in it would be copied into the run folder."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("is no address; write it like http://localhost:8000/v1")
+    if "@" in parts.netloc or parts.query:
+        raise ValueError("holds more than an address; take out user, key and query")
+    return url
+
+
+def check(*, base_url: str, key_variable: str, **_: Any) -> None:
+    """Raises UserError if the package or the key is missing."""
+    if find_spec("openai") is None:
+        way_out = "pip install 'limbeck[openai]'"
+        raise UserError("engine openai", "the package openai is not installed", way_out)
+    read_key(key_variable, base_url)
+
+
 def connect(
     *,
     model: str,
-    base_url: str = "https://api.openai.com/v1",
-    key_variable: str = "OPENAI_API_KEY",
-    concurrency: Extent[PositiveInt] = 64,
-    timeout_s: Extent[PositiveFloat] = 600.0,
-    max_attempts: Extent[PositiveInt] = 6,
+    base_url: Annotated[str, AfterValidator(_plain_address)] = "https://api.openai.com/v1",
+    key_variable: Annotated[str, Field(pattern="^[A-Z][A-Z0-9_]*$")] = "OPENAI_API_KEY",
+    concurrency: HowRun[PositiveInt] = 64,
+    timeout_s: HowRun[PositiveFloat] = 600.0,
+    max_attempts: HowRun[PositiveInt] = 6,
 ) -> Generator:
     """`model` of the server at `base_url`, with at most `concurrency` requests in flight.
 
     The key is in the environment variable `key_variable`; a server on this machine or its network
     may do without. Each of a request's `max_attempts` has `timeout_s`, from connect to last byte.
     """
-    if find_spec("openai") is None:
-        way_out = "pip install 'limbeck[openai]'"
-        raise UserError("engine openai", "the package openai is not installed", way_out)
+    check(base_url=base_url, key_variable=key_variable)
     key = read_key(key_variable, base_url)
     return OpenAIEngine(model, base_url, key_variable, key, concurrency, timeout_s, max_attempts)
 
@@ -87,6 +103,8 @@ class OpenAIEngine:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Trace]:
         """Traces as they finish; a request that gets no answer becomes an empty one, 'error'.
 
+        What is asked and not yet taken and kept is never more than `concurrency`: a kill loses no
+        more answers than that.
         Raises UserError where no request can succeed, and sends nothing more.
         """
         from anyio.from_thread import start_blocking_portal
@@ -94,14 +112,21 @@ class OpenAIEngine:
         traces: SimpleQueue[Trace | None] = SimpleQueue()
         # A thread for the event loop, as a notebook already runs one in this thread. Left early,
         # the portal cancels what is in flight.
+        slots = asyncio.Semaphore(self.concurrency)
         with start_blocking_portal() as portal:
-            writing = portal.start_task_soon(self._write, requests, sampling, traces.put)
+            writing = portal.start_task_soon(self._write, requests, sampling, traces.put, slots)
             writing.add_done_callback(lambda _: traces.put(None))
-            yield from iter(traces.get, None)
+            for trace in iter(traces.get, None):
+                yield trace
+                portal.start_task_soon(slots.release)
             writing.result()
 
     async def _write(
-        self, requests: Sequence[Request], sampling: Sampling, put: Callable[[Trace], None]
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        put: Callable[[Trace], None],
+        slots: asyncio.Semaphore,
     ) -> None:
         """Puts a trace for every request; the first exception ends them all."""
         import openai
@@ -110,6 +135,7 @@ class OpenAIEngine:
 
         async def work() -> None:
             for request in waiting:  # shared: whoever is free takes the next
+                await slots.acquire()
                 put(await self._trace(client, request, sampling))
 
         async with openai.AsyncOpenAI(

@@ -13,14 +13,16 @@ from limbeck.types import Generator, Problem, Request, Sampling, Trace
 
 
 def requests_for(
-    problems: Sequence[Problem], num_samples: int, seed: int, out: StageFolder
+    problems: Sequence[Problem], num_samples: int, seed: int, out: StageFolder, label: str = ""
 ) -> list[Request]:
     """One request per problem and sample; a problem's samples stand together, to share a prefill.
+
+    `label` tells the rows of a stage's tables apart where it makes several.
 
     Each has its own seed, so a text depends neither on order nor on what shares its batch.
     """
     return [
-        Request(out.row_id(p.id, i), p, i, store.seed_of(seed, out.name, p.id, i))
+        Request(out.row_id(p.id, i, label), p, i, store.seed_of(seed, out.name, p.id, i))
         for p in problems
         for i in range(num_samples)
     ]
@@ -37,9 +39,12 @@ def write_missing(
     """Generates what a table of traces lacks, in parts of the same rows whenever it is resumed.
 
     Finished parts are whole chunks of the wanted list, so what remains chunks as it would have
-    without the interruption: same batches, same bits. An engine that costs money answers into a
-    journal, and an answer that is there is never asked for again.
+    without the interruption: same batches, same bits. A part that changed on disk is made again,
+    unless that costs money. An engine that costs money answers into a journal, and an answer that
+    is there is never asked for again.
     """
+    if not engine.costs_money:
+        tables.set_broken_aside(table, out.log)
     done = set(tables.read_table(table, ["id"])["id"].to_pylist()) if tables.parts(table) else set()
     missing = [request for request in requests if request.id not in done]
     journal = _open_journal(table, out) if engine.costs_money else None
@@ -51,15 +56,19 @@ def write_missing(
                 for trace in _answers(engine, chunk, sampling, journal, out.name):
                     traces[trace.id] = trace
                     advance(1)
-                tables.write_part(table, tables.to_table("traces", [traces[r.id] for r in chunk]))
                 row["tokens_in"] = sum(t.prompt_tokens for t in traces.values())
                 row["tokens_out"] = sum(t.completion_tokens for t in traces.values())
                 tokens = row["tokens_in"] + row["tokens_out"]
                 row["flops"] = ledger.forward_flops(engine.num_parameters or 0, tokens)
+            # Behind its account: a kill in between makes the part again, and that costs again.
+            tables.write_part(table, tables.to_table("traces", [traces[r.id] for r in chunk]))
             if journal:
                 journal.clear()
     if journal:
         journal.remove()
+    there = tables.read_table(table, ["id"])["id"].to_pylist()
+    if lost := {request.id for request in requests} - set(there):
+        raise RuntimeError(f"{table} lacks {len(lost)} of the rows that were asked for")
 
 
 def _answers(

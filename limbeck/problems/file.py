@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from limbeck import guard
 from limbeck.config import FilePath
 from limbeck.errors import UserError
+from limbeck.plugins import VerifierName
 from limbeck.problems import problem_from_row
 from limbeck.types import Problem
+
+NUM_LOOKED_AT = 1000  # rows, before anything runs
 
 
 def read(
@@ -20,7 +23,7 @@ def read(
     question: str = "question",
     answer: str = "answer",
     answer_after: str | None = None,
-    verifier: str | dict[str, Any] = "number",
+    verifier: VerifierName = "number",
     prompt: str = "{question}",
     domain: str | None = None,
 ) -> Iterator[Problem]:
@@ -41,6 +44,13 @@ def read(
         )
 
 
+def check(*, path: FilePath, **columns: Any) -> None:
+    """Raises UserError if the file is no table, is empty, or does not have the columns."""
+    rows = read(path=path, **columns)
+    if not list(islice(rows, NUM_LOOKED_AT)):
+        raise UserError(path, "holds no rows", "give a file that has some")
+
+
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, row) for each row; `where` is `file:line`, counted from 1."""
     if not path.is_file():
@@ -56,19 +66,19 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        number = 0
+    number = 0
+    lines = guard.lines(path)
+    while True:
+        number += 1
         try:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError(f"a row is an object, not {type(row).__name__}")
-                yield number, row
-        except (ValueError, EOFError, OSError) as error:
+            line = next(lines, None)
+            if line is None:
+                return
+            row = guard.parse_row(line) if line.strip() else None
+        except (ValueError, OSError) as error:
             raise UserError(f"{path}:{number}", str(error), "mend the line") from error
+        if row is not None:
+            yield number, row
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -77,6 +87,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     number = 0
     try:
+        guard.check_parquet(path)
         for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1

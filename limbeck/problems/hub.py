@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from limbeck.errors import UserError
+from limbeck.plugins import VerifierName
 from limbeck.problems import problem_from_row
 from limbeck.types import Problem
 
@@ -19,7 +19,7 @@ def read(
     question: str = "question",
     answer: str = "answer",
     answer_after: str | None = None,
-    verifier: str | dict[str, Any] = "number",
+    verifier: VerifierName = "number",
     prompt: str = "{question}",
     domain: str | None = None,
 ) -> Iterator[Problem]:

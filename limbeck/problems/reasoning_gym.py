@@ -19,13 +19,18 @@ NUMPY_SEEDED = ("pool_matrix",)  # numpy.random.seed takes 32 bits
 
 
 def read(*, tasks: dict[str, dict[str, Any]], seed: int = 0) -> Iterator[Problem]:
-    """The families of `tasks` in turn, without end: family name -> that family's own knobs.
+    """The families of `tasks` in turn, by name, without end: family name -> its own knobs.
 
     A family with a `size` ends after so many; the others go on. `meta` has `family`, `template`
     and what the family says about the item. Raises UserError for an unknown family or knob.
     """
-    streams = {name: _family(name, knobs, seed) for name, knobs in tasks.items()}
+    streams = {name: _family(name, knobs, seed) for name, knobs in sorted(tasks.items())}
     return _in_turn(streams)
+
+
+def check(*, tasks: dict[str, dict[str, Any]], seed: int) -> None:
+    """Raises UserError for an unknown family or knob."""
+    read(tasks=tasks, seed=seed)
 
 
 def _in_turn(streams: dict[str, Iterator[Problem]]) -> Iterator[Problem]:
@@ -45,12 +50,15 @@ def _family(name: str, knobs: dict[str, Any], seed: int) -> Iterator[Problem]:
     if name not in DATASETS:
         raise UserError(where, "no such reasoning_gym task", _did_you_mean(name, list(DATASETS)))
     known = [f.name for f in fields(DATASETS[name][1]) if f.name != "seed"]
-    for knob in knobs:
+    for knob in map(str, knobs):
         if knob not in known:
             raise UserError(f"{where}.{knob}", "no such knob", _did_you_mean(knob, known))
+    size = knobs.get("size", ENDLESS)
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"{where}.size", f"{size!r} is no number of items", "give 1 or more")
     try:
         _block(name, knobs, seed, 0)
-    except (AssertionError, TypeError, ValueError) as error:
+    except Exception as error:  # each family has its own ways of failing
         raise UserError(where, f"reasoning_gym refuses {knobs}: {error}", "mend them") from error
     return _items(name, knobs, seed)
 

@@ -98,7 +98,13 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"count": _count, "seconds": _seconds, "si": _si, "prose": _prose}
-    environment.filters |= {"percent": _percent, "trace": _trace, "points": _points, "p": _p}
+    environment.filters |= {
+        "share": _share,
+        "percent": _percent,
+        "trace": _trace,
+        "points": _points,
+        "p": _p,
+    }
     sections = {
         "score_plots": _score_plots(report),
         "family_plots": _family_plots(report),
@@ -406,6 +412,10 @@ def _is_number(value: object) -> bool:
 
 def _count(value: Any) -> str:
     return f"{value:,.0f}".replace(",", "\u202f") if _is_number(value) else "–"
+
+
+def _share(value: Any) -> str:
+    return f"{100 * value:.1f} %" if _is_number(value) else "–"
 
 
 def _percent(row: Any) -> str:

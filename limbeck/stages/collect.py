@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
 
 from limbeck import tables
 from limbeck.config import Extent, StageConfig, written
@@ -26,21 +28,29 @@ class Config(StageConfig):
     """Where the problems come from: a file of `limbeck/problems/`, with its knobs."""
     more: list[Source] = []
     """Further sources, read one after another when the first has run dry."""
-    num: Extent[int]
+    num: Extent[Annotated[int, Field(ge=0)]]
     """How many problems to collect for training (`./collect/problems`)."""
-    num_heldout: Extent[int] = 0
+    num_heldout: Extent[Annotated[int, Field(ge=0)]] = 0
     """How many problems to hold out (`./collect/heldout`)."""
-    heldout_share: float = 0.0
+    heldout_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """The share of all conceivable problems that is reserved for holding out, chosen by content:
     the same numbers in the same template always fall on the same side, whatever seed or stage."""
     verifier: VerifierChoice | None = None
     """Judges the answers instead of the verifier that the source names."""
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not self.num and not self.num_heldout:
+            raise ValueError("num and num_heldout are both 0; ask for some problems")
+        if self.num_heldout and not self.heldout_share:
+            raise ValueError("num_heldout has no share to draw from; set heldout_share")
+        if self.num and self.heldout_share == 1:
+            raise ValueError("heldout_share 1 leaves nothing to train on; lower it")
+        return self
+
 
 def run(config: Config, out: StageFolder) -> dict[str, Any]:
     """Writes `problems` and `heldout`, in the source's order."""
-    if config.num_heldout and not config.heldout_share:
-        raise UserError(f"{out.name}.num_heldout", "has no share to draw from", "set heldout_share")
     wanted = {"problems": config.num, "heldout": config.num_heldout}
     found: dict[str, list[Problem]] = {split: [] for split in wanted}
     refused: Counter[str] = Counter()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
 
 from limbeck import metrics, store, tables
 from limbeck.config import ScoresPath, StageConfig
@@ -14,12 +16,20 @@ EXTENDS = True
 
 
 class Config(StageConfig):
-    scores: dict[str, ScoresPath]
+    scores: Annotated[dict[str, ScoresPath], Field(min_length=1)]
     """Evaluations by the name that they shall have in the table."""
     pairs: list[list[str]] = []
     """Which two to test against each other, on the same problems: `[[distilled, start]]`."""
-    metric: str = "pass_at_1"
+    metric: Literal["pass_at_1", "greedy"] = "pass_at_1"
     """What the tests compare."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for pair in self.pairs:
+            if len(pair) != 2 or not {*pair} <= self.scores.keys():
+                names = ", ".join(self.scores)
+                raise ValueError(f"pairs: {pair} is no pair of {names}; name two of them")
+        return self
 
 
 def run(config: Config, out: StageFolder) -> dict[str, Any]:
@@ -53,9 +63,6 @@ def tests(
     scores: dict[str, list[dict[str, Any]]], pair: list[str], metric: str
 ) -> list[dict[str, Any]]:
     """A paired test per split, by problem."""
-    unknown = [name for name in pair if name not in scores]
-    if unknown or len(pair) != 2:
-        raise UserError("compare.pairs", f"{pair} is no pair of {list(scores)}", "name two of them")
     rates = [
         {
             (row["split"], row["problem_id"]): row["num_correct"] / row["num_samples"]

@@ -5,14 +5,17 @@ Only miniature recipes need it: real ones start from a model that somebody pretr
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from limbeck import store, tables
 from limbeck.config import DatasetPath, ModelPath, StageConfig
-from limbeck.errors import UserError
 from limbeck.folder import StageFolder
 
 WRITES = {"model": "model"}
+MIN_TOKENS = 262  # a token for each byte and the special ones
 
 
 class Config(StageConfig):
@@ -20,34 +23,57 @@ class Config(StageConfig):
     """The model's family, as transformers names it."""
     texts: DatasetPath | None = None
     """Trains a tokenizer on the messages of this data set."""
-    vocab_size: int = 1024
+    vocab_size: Annotated[int, Field(ge=MIN_TOKENS)] = 1024
     """Tokens of that tokenizer at most."""
     isolate: str = r"\d"
     """Each match of this regular expression is a token of its own and merges with nothing."""
     tokenizer: ModelPath | None = None
     """Or: takes over the tokenizer of this model."""
-    hidden_size: int = 64
+    hidden_size: PositiveInt = 64
     """The rest are the fields of a transformers config of that name."""
-    num_hidden_layers: int = 2
-    num_attention_heads: int = 2
-    num_key_value_heads: int | None = None
+    num_hidden_layers: PositiveInt = 2
+    num_attention_heads: PositiveInt = 2
+    num_key_value_heads: PositiveInt | None = None
     """None is as many as attention heads."""
-    intermediate_size: int | None = None
+    intermediate_size: PositiveInt | None = None
     """None is three times the hidden size."""
     tie_word_embeddings: bool = True
-    max_position_embeddings: int = 512
+    max_position_embeddings: Annotated[int, Field(ge=2)] = 512
     """The most tokens that a prompt and its answer may have together."""
-    initializer_range: float = 0.02
+    initializer_range: Annotated[float, Field(gt=0, le=1)] = 0.02
     """Standard deviation of fresh weights; small models learn sooner from larger ones."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.texts is None) == (self.tokenizer is None):
+            raise ValueError("needs either texts or tokenizer; give one of the two")
+        heads, key_heads = self.num_attention_heads, self.num_key_value_heads
+        if self.hidden_size % (2 * heads):
+            what = f"hidden_size {self.hidden_size} is not {heads} heads of an even width"
+            raise ValueError(f"{what}; take a multiple of {2 * heads}")
+        if key_heads and heads % key_heads:
+            what = f"num_key_value_heads {key_heads} does not divide the {heads} attention heads"
+            raise ValueError(f"{what}; take a divisor of {heads}")
+        return self
+
+    @field_validator("isolate")
+    @classmethod
+    def _is_expression(cls, isolate: str) -> str:
+        if find_spec("tokenizers"):
+            from tokenizers import Regex
+
+            try:
+                Regex(isolate)
+            except Exception as error:  # it has no kind of its own
+                raise ValueError(f"is no regular expression ({error}); mend it") from None
+        return isolate
 
 
 def run(config: Config, out: StageFolder) -> dict[str, Any]:
     """Writes `model`, an ordinary Hugging Face folder with a chat template."""
     from limbeck import models
 
-    if (config.texts is None) == (config.tokenizer is None):
-        raise UserError(f"{out.name}", "needs either texts or tokenizer", "give one of the two")
     with out.account("create"):
         if config.tokenizer is not None:
             tokenizer = models.load_tokenizer(config.tokenizer)

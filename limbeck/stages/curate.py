@@ -36,12 +36,30 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     """Writes `decisions`, one row per trace, and `dataset`, the kept ones as messages."""
     problems = {problem.id: problem for problem in tables.read_problems(config.problems)}
     verdicts = {verdict.trace_id: verdict for verdict in tables.read_verdicts(config.verdicts)}
-    traces = tables.read_traces(config.traces)
+    # By problem and sample, whatever the order in which they were made: in one go, or extended.
+    place = {problem: number for number, problem in enumerate(problems)}
+    traces = sorted(
+        tables.read_traces(config.traces),
+        key=lambda trace: (place.get(trace.problem_id, len(place)), trace.index),
+    )
+    for trace in traces:
+        if trace.id not in verdicts or trace.problem_id not in problems:
+            missing = "verdicts" if trace.id not in verdicts else "problems"
+            what = f"has nothing on trace {trace.id}"
+            raise UserError(f"{out.name}.{missing}", what, "name those that belong to the traces")
+    unjudged = sum(trace.id not in verdicts for trace in traces)
+    if unjudged:
+        what = f"judge other traces: {unjudged:,} of {len(traces):,} have no verdict"
+        raise UserError(f"{out.name}.verdicts", what, "name the verdicts of these traces")
     with out.account("curate"):
         dropped = decide(traces, verdicts, config.keep)
         kept = [trace for trace in traces if dropped[trace.id] is None]
         if not kept:
-            raise UserError(f"{out.name}.keep", "dropped every trace", "loosen a filter")
+            told = ", ".join(f"{n:,} {why}" for why, n in Counter(dropped.values()).items())
+            raise UserError(f"{out.name}.keep", f"dropped every trace ({told})", "loosen a filter")
+        if any(trace.problem_id not in problems for trace in kept):
+            what = "are not those that the traces answer"
+            raise UserError(f"{out.name}.problems", what, "name the problems of these traces")
         decisions = [
             {"trace_id": t.id, "problem_id": t.problem_id, "dropped": dropped[t.id]} for t in traces
         ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from typing import Annotated, Any, Self
+
+from pydantic import Field, PositiveInt, model_validator
 
 from limbeck import ledger, metrics, tables
 from limbeck.config import Extent, ProblemsPath, StageConfig
@@ -16,22 +18,29 @@ from limbeck.verifiers.judging import judge
 WRITES = {"scores": "scores", "pass_at_1": "traces", "greedy": "traces"}
 RESUMES = True
 EXTENDS = True
+USES = ("limbeck.verifiers",)
 
 
 class Config(StageConfig):
     engine: EngineChoice
     """The model under test."""
-    problems: dict[str, ProblemsPath]
+    problems: Annotated[dict[str, ProblemsPath], Field(min_length=1)]
     """Splits by name, `heldout: ./collect/heldout` for instance."""
-    num_samples: Extent[int] = 4
+    num_samples: Extent[Annotated[int, Field(ge=0)]] = 4
     """Samples per problem for pass@1, which is their mean; 0 leaves it out."""
-    temperature: float = 0.6
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.6
     """As in the paper; greedy decoding is reported beside it."""
-    top_p: float = 0.95
-    max_tokens: int = 32_768
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    max_tokens: PositiveInt = 32_768
     greedy: bool = True
     """Also one answer per problem at temperature 0."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not self.num_samples and not self.greedy:
+            raise ValueError("neither samples nor greedy is left; set one of the two")
+        return self
 
 
 def run(config: Config, out: StageFolder) -> dict[str, Any]:
@@ -44,8 +53,8 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     rows = []
     for metric, sampling, num_samples in rounds:
         if num_samples:
-            asked = [problem for problems in splits.values() for problem in problems]
-            requests = requests_for(asked, num_samples, config.seed, out)
+            asked = {problem.id: problem for problems in splits.values() for problem in problems}
+            requests = requests_for([*asked.values()], num_samples, config.seed, out, metric)
             write_missing(engine, requests, sampling, out.path / metric, out)
             traces = [t for t in tables.read_traces(out.path / metric) if t.index < num_samples]
             rows += score(splits, metric, traces, engine)
@@ -53,9 +62,10 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     tables.write_part(out.path / "scores", tables.to_table("scores", rows))
     results = summarise(rows)
     for row in results:
+        failed = f"; {row['failed']:.1%} failed and count as wrong" if row["failed"] else ""
         out.log(
             f"{row['split']:<10} {row['metric']:<10} {row['value']:6.1%}"
-            f"  ({row['low']:.1%} to {row['high']:.1%})"
+            f"  ({row['low']:.1%} to {row['high']:.1%}){failed}"
         )
     return {"model": engine.name, "num_parameters": engine.num_parameters, "results": results}
 
@@ -72,6 +82,10 @@ def score(
         for problem in problems:
             mine = answers[problem.id]
             verdicts: list[Verdict] = [judge(problem, trace) for trace in mine]
+            failures = [
+                trace.finish == "error" or verdict.correct is None
+                for trace, verdict in zip(mine, verdicts, strict=True)
+            ]
             tokens_in = sum(trace.prompt_tokens for trace in mine)
             tokens_out = sum(trace.completion_tokens for trace in mine)
             flops = ledger.forward_flops(engine.num_parameters or 0, tokens_in + tokens_out)
@@ -83,6 +97,7 @@ def score(
                     "domain": problem.domain,
                     "num_samples": len(mine),
                     "num_correct": sum(verdict.correct is True for verdict in verdicts),
+                    "num_failed": sum(failures),
                     "num_truncated": sum(verdict.reason == "truncated" for verdict in verdicts),
                     "prompt_tokens": tokens_in,
                     "completion_tokens": tokens_out,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveInt
 
 from limbeck import tables
 from limbeck.config import Extent, ProblemsPath, StageConfig
@@ -21,13 +23,13 @@ class Config(StageConfig):
     """What to ask."""
     engine: EngineChoice
     """Who answers: a file of `limbeck/engines/`, with its knobs."""
-    num_samples: Extent[int] = 1
+    num_samples: Extent[PositiveInt] = 1
     """Traces per problem."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
     """0 is greedy."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Draws from the smallest set of tokens that holds this share of the probability."""
-    max_tokens: int = 1024
+    max_tokens: PositiveInt = 1024
     """A trace that has not ended by then is truncated, and says so."""
     seed: int = 0
     """Every trace's own seed is derived from it."""

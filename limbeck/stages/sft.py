@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from limbeck import chat, ledger, store, tables
-from limbeck.config import DatasetPath, Extent, ModelPath, StageConfig
+from limbeck.config import DatasetPath, HowRun, ModelPath, StageConfig
 from limbeck.errors import UserError
 from limbeck.folder import StageFolder
 from limbeck.types import Message
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 WRITES = {"model": "model"}
 RESUMES = True
+SCRATCH = ("checkpoints",)  # until the manifest is there
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Config(StageConfig):
@@ -30,37 +35,43 @@ class Config(StageConfig):
     """The student: a model of this run, a folder or a Hub name."""
     data: DatasetPath
     """What to learn: rows of `messages` whose last is the assistant's."""
-    lr: float
+    lr: Annotated[float, Field(gt=0, le=1)]
     """The highest learning rate, reached after warm-up."""
-    final_lr_ratio: float = 0.1
+    final_lr_ratio: Share = 0.1
     """The cosine ends at this share of it (the paper: one tenth)."""
-    warmup_ratio: float = 0.03
+    warmup_ratio: Share = 0.03
     """The share of all steps in which the rate climbs."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Examples per step, however they are packed."""
-    num_epochs: float | None = None
+    num_epochs: PositiveFloat | None = None
     """How often each example is seen (the paper: 2 to 3), or"""
-    num_tokens: int | None = None
+    num_tokens: PositiveInt | None = None
     """a budget: stop once so many tokens, prompts included, have been trained on."""
-    context: int | None = None
+    context: PositiveInt | None = None
     """Stretches the student's context to so many tokens, and"""
-    rope_theta: float | None = None
+    rope_theta: PositiveFloat | None = None
     """its rotary base with it."""
-    max_length: int = 32_768
+    max_length: PositiveInt = 32_768
     """Longer examples are left out whole and counted; nothing is cut silently."""
-    betas: list[float] = [0.9, 0.95]
+    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)] = [0.9, 0.95]
     """AdamW's."""
-    weight_decay: float = 0.0
-    clip: float = 1.0
+    weight_decay: Share = 0.0
+    clip: PositiveFloat = 1.0
     """The gradient's norm at most."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 computes in it and keeps weights in float32; it pays from about 10M parameters."""
     seed: int = 0
     """Orders the data."""
-    micro_batch_tokens: Extent[int] = 16_384
+    micro_batch_tokens: HowRun[PositiveInt] = 16_384
     """Tokens that are computed at once; a step is accumulated over as many pieces as it needs."""
-    checkpoint_steps: Extent[int] = 200
+    checkpoint_steps: HowRun[PositiveInt] = 200
     """Steps between checkpoints; a killed training goes on at the newest, exactly."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.num_epochs is None) == (self.num_tokens is None):
+            raise ValueError("needs either num_epochs or num_tokens; give one of the two")
+        return self
 
 
 def run(config: Config, out: StageFolder) -> dict[str, Any]:
@@ -97,7 +108,8 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     out.log(_begin(len(examples), refused, len(steps), state["step"], size))
 
     begin = state["step"]
-    with out.progress(len(steps) - begin, "steps") as advance, out.account("train") as row:
+    with out.progress(len(steps) - begin, "steps") as advance, ExitStack() as books:
+        row = books.enter_context(out.account("train"))
         for step in range(begin, len(steps)):
             chosen = [examples[i] for i in steps[step]]
             batches = _pack(chosen, config.micro_batch_tokens, out.machine.device)
@@ -121,12 +133,13 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
             row["flops"] += ledger.training_flops(size, result.num_tokens)
             out.metric(step=step + 1, loss=result.loss, lr=lr, grad_norm=result.grad_norm)
             advance(1, f"loss {result.loss:.3f}")
-            if (step + 1) % config.checkpoint_steps == 0 and step + 1 < len(steps):
+            if (step + 1) % config.checkpoint_steps == 0 or step + 1 == len(steps):
+                books.close()  # an account per checkpoint: a kill forgets no cost but its own
+                row = books.enter_context(out.account("train"))
                 save_checkpoint(checkpoints, step + 1, model, optimizer, state)
             store.failpoint(f"{out.name}.step-{step + 1}")
     student.set_attn_implementation("sdpa")
     models.save_model(student, tokenizer, out.path / "model")
-    shutil.rmtree(checkpoints, ignore_errors=True)
     return {
         "accounts": out.balance(len(rows), len(examples), rejected=refused.total()),
         "num_parameters": size,
@@ -178,15 +191,14 @@ def _examples(
         else:
             examples.append(Example(ids, mask, weight, name))
     if not examples:
-        what = f"holds no example of at most {longest} tokens"
-        raise UserError(where, what, "raise max_length, or take a model with a longer context")
+        told = ", ".join(f"{num:,} {why}" for why, num in refused.items()) or "it is empty"
+        what = f"holds no example of at most {longest} tokens to learn from ({told})"
+        raise UserError(where, what, "raise max_length and context, or give other rows")
     return examples, refused
 
 
 def plan_steps(lengths: Sequence[int], config: Config, seed: int) -> list[list[int]]:
     """Which examples each step learns: shuffled epochs, one behind the other, cut into batches."""
-    if (config.num_epochs is None) == (config.num_tokens is None):
-        raise UserError("sft", "needs either num_epochs or num_tokens", "give one of the two")
     steps: list[list[int]] = []
     batch: list[int] = []
     num_examples = round((config.num_epochs or 0) * len(lengths))

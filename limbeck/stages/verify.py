@@ -14,6 +14,7 @@ from limbeck.verifiers.judging import judge
 WRITES = {"verdicts": "verdicts"}
 RESUMES = True
 EXTENDS = True
+USES = ("limbeck.verifiers",)
 ROWS_PER_PART = 16_384
 ORPHAN = "its problem is not among the problems"
 
@@ -29,6 +30,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     """Writes `verdicts`, those that are missing."""
     problems = {problem.id: problem for problem in tables.read_problems(config.problems)}
     table = out.path / "verdicts"
+    tables.set_broken_aside(table, out.log)
     done = {v.trace_id for v in tables.read_verdicts(table)} if tables.parts(table) else set()
     traces = tables.read_traces(config.traces)
     missing = [trace for trace in traces if trace.id not in done]

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from limbeck import store
 from limbeck.errors import UserError
 from limbeck.models import check_finite
 
@@ -38,27 +39,33 @@ def save_checkpoint(
     `state` is the loop's own, plain JSON values. The random states of torch, numpy and Python are
     saved with it.
     """
-    check_finite(model, f"step {step}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"step-{step:06d}"
     aside = folder / f".{name}.writing"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    moments, numbers = _optimizer_state(model, optimizer)
-    save_file(_weights(model), aside / "model.safetensors")
+    weights, (moments, numbers) = _weights(model), _optimizer_state(model, optimizer)
+    check_finite({**weights, **moments}, f"step {step}")
+    point = f"{folder.parent.name}.checkpoint-{step}"
+    save_file(weights, aside / "model.safetensors")
+    store.failpoint(f"{point}.weights")
     save_file(moments, aside / "optimizer.safetensors")
+    store.failpoint(f"{point}.optimizer")
     rest = {"step": step, "state": state, "optimizer": numbers, "random": _random_states()}
     (aside / "state.json").write_text(json.dumps(rest))
     hashes = {name: _hash(aside / name) for name in FILES}
     _sync(aside.iterdir())
+    store.failpoint(f"{point}.manifest")
     (aside / "manifest.json").write_text(json.dumps(hashes, indent=1))
     _sync([aside / "manifest.json", aside])
+    store.failpoint(f"{point}.aside")
     final = folder / name
     if final.exists():  # it did not verify, or we would not be at this step again
         shutil.rmtree(final)
     aside.rename(final)
     _sync([folder])
+    store.failpoint(f"{point}.renamed")
     for old in _checkpoints(folder)[NUM_KEPT:]:
         shutil.rmtree(old)
     return final
@@ -95,7 +102,7 @@ def _problem(path: Path) -> str | None:
     try:
         hashes = json.loads((path / "manifest.json").read_text())
         broken = [name for name in FILES if _hash(path / name) != hashes[name]]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"unfinished ({error})"
     return f"{', '.join(broken)} changed on disk" if broken else None
 

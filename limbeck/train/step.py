@@ -16,7 +16,7 @@ from limbeck.train.head import TokenLoss
 
 
 class NotFinite(ArithmeticError):
-    """A step that was not taken: `what` is not finite in these `batches` of it."""
+    """`what` is not finite in these `batches` of a step: the model is not to be saved."""
 
     def __init__(self, what: str, batches: tuple[int, ...]):
         super().__init__(f"{what} is not finite in batch {', '.join(map(str, batches))}")
@@ -84,7 +84,7 @@ def train_step(
     `model` is a TokenModel or anything that wraps one. The loss is
     sum(weight * loss) / sum(weight) over the whole step. `autocast=torch.bfloat16` computes in
     bfloat16 and keeps the weights and their gradients in float32. A loss or gradient that is not
-    finite raises NotFinite, and then nothing has been updated.
+    finite raises NotFinite before anything is updated, a weight directly behind it.
     """
     total_weight = sum(batch.total_weight for batch in batches)
     assert total_weight > 0, "a step needs tokens to learn"
@@ -105,6 +105,8 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
+    if not math.isfinite(torch.nn.utils.get_total_norm(parameters).item()):
+        raise NotFinite("a weight", tuple(range(len(batches))))
     return StepResult(
         loss=torch.stack(losses).sum().item(),
         grad_norm=norm.item(),

@@ -16,6 +16,8 @@ import sys
 import threading
 from functools import lru_cache
 
+from pydantic import PositiveFloat
+
 from limbeck.types import Problem, Reason, Trace, Verdict
 from limbeck.verifiers import final_answer, judged, last_boxed, no_answer
 from limbeck.verifiers.number import equal, read_number
@@ -25,7 +27,7 @@ MEMORY_BYTES = 4 << 30
 SERVE = "from limbeck.verifiers.math import serve; serve()"
 
 
-def verify(problem: Problem, trace: Trace, *, timeout_s: float = 2.0) -> Verdict:
+def verify(problem: Problem, trace: Trace, *, timeout_s: PositiveFloat = 2.0) -> Verdict:
     """Equal as numbers or as LaTeX strings, or else so says math-verify within `timeout_s`.
 
     Past it, `correct` is None and the reason `timeout`. Works on any thread.
