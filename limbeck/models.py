@@ -50,8 +50,7 @@ TOKENIZER = tuple(pattern for pattern in CONTENT if pattern != "*.safetensors")
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or of a hub model, `owner/name` or `owner/name@revision`."""
     name, revision = _whole(source, TOKENIZER)
-    if Path(name).is_dir():
-        guard.check_tokenizer(Path(name))
+    guard.check_tokenizer(Path(name))
     try:
         # AutoTokenizer rebuilds some tokenizers from what it knows about the model's family, with
         # other splitting rules than tokenizer.json has (all qwen2 folders, transformers 5.17 on).
@@ -78,17 +77,15 @@ def load_model(
     and for whatever `guard.check_model_folder` refuses: pickles, foreign code, broken weights.
     """
     name, revision = _whole(source, CONTENT)
-    if Path(name).is_dir():
-        guard.check_model_folder(Path(name))
+    guard.check_model_folder(Path(name))
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        _refuse_foreign_code(source, config)
         if context is not None:
             config.max_position_embeddings = context
         if rope_theta is not None:
             config.rope_parameters = {**config.rope_parameters, "rope_theta": rope_theta}
         _refuse_missing_weights(source, name, config)
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
             config=config,
@@ -101,6 +98,8 @@ def load_model(
         raise
     except Exception as error:  # whatever a stranger's files make transformers stumble over
         raise _cannot_load(source, "model", error) from error
+    model: PreTrainedModel = loaded[0]
+    loading: dict[str, Any] = loaded[1]
     if missing := sorted(loading["missing_keys"]):
         what = f"lacks {len(missing)} tensors that its config needs, {missing[0]} for instance"
         raise UserError(f"model {source}", what, "take config and weights of the same model")
@@ -311,15 +310,6 @@ def _dtype(name: str) -> torch.dtype:
     if name not in known:
         raise UserError("dtype", f"there is no {name!r}", f"take one of {', '.join(known)}")
     return known[name]
-
-
-def _refuse_foreign_code(source: str | Path, config: Any) -> None:
-    if getattr(config, "auto_map", None):
-        raise UserError(
-            f"model {source}",
-            "it brings code of its own (auto_map), which Limbeck never runs",
-            "take a model that transformers knows, or convert it",
-        )
 
 
 def _refuse_missing_weights(source: str | Path, folder: str, config: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterator
 from itertools import islice
@@ -12,10 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from limbeck import tables
+from limbeck import guard, tables
 from limbeck.config import suggest
+from limbeck.errors import UserError
 
 NUM_LOOKED_AT = 1000  # rows
+MAX_JSON = 64 << 20
 NEEDED = {  # columns that a foreign table must have
     **{kind: schema.names for kind, schema in tables.SCHEMAS.items()},
     "traces": [n for n in tables.SCHEMAS["traces"].names if n not in ("token_ids", "logprobs")],
@@ -31,7 +32,9 @@ def mistake(kind: str, path: Path) -> str | None:
         if kind == "model":
             return _of_model(path)
         return _of_table(kind, path) if kind in NEEDED else None
-    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
+    except UserError as error:
+        return f"{error.where}: {error.what}; {error.way_out}"
+    except (OSError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         return f"{str(path)!r} cannot be read ({reason}); make it again"
 
@@ -52,8 +55,8 @@ def _of_model(folder: Path) -> str | None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty where there is no such file."""
-    if not path.is_file():
+    """The object in a file; empty where there is none, or one that is not worth the wait."""
+    if not path.is_file() or path.stat().st_size > MAX_JSON:
         return {}
     value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
@@ -90,9 +93,9 @@ def _of_table(kind: str, path: Path) -> str | None:
 
 def _rows(file: Path) -> Iterator[Any]:
     if ".jsonl" in file.name:
-        with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as lines:
-            yield from (json.loads(line) for line in lines if line.strip())
+        yield from (row for _, row in guard.parse_rows(file))
     else:
+        guard.check_parquet(file)
         for batch in pq.ParquetFile(file).iter_batches(batch_size=NUM_LOOKED_AT):
             yield from batch.to_pylist()
 

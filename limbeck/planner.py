@@ -6,14 +6,15 @@ Equal records are the same stage; a larger extent is more of the same; anything 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from limbeck import store
 from limbeck.config import map_references, split_fields
-from limbeck.errors import UserError
+from limbeck.errors import UserError, UserErrors
 from limbeck.plugins import package_hash, plugins, source_hash
 from limbeck.recipe import TABLES, Recipe, Stage
 
@@ -44,7 +45,10 @@ class Step:
 def plan(
     recipe: Recipe, run_dir: Path, keep: tuple[str, ...] = (), redo: tuple[str, ...] = ()
 ) -> list[Step]:
-    """What running the recipe in this folder would do, stage by stage; changes nothing."""
+    """What running the recipe in this folder would do, stage by stage; changes nothing.
+
+    Raises UserErrors for what is known to fail before it is begun.
+    """
     steps: dict[str, Step] = {}
     for stage in recipe.stages:
         step = Step(stage, "new", _record(stage, steps))
@@ -53,7 +57,22 @@ def plan(
         if step.state == "stale" and stage.name in keep:
             step = _keep(step, run_dir)
         steps[stage.name] = step
+    if errors := list(_known_to_fail(recipe, steps.values())):
+        raise UserErrors(errors)
     return list(steps.values())
+
+
+def _known_to_fail(recipe: Recipe, steps: Iterable[Step]) -> Iterator[UserError]:
+    """What plug-ins of stages that are to run object to: a file may have a `check(*, knobs)`."""
+    for step in steps:
+        for plugin in plugins(step.stage.config) if step.state != "done" else ():
+            module = inspect.getmodule(plugin.function)
+            try:
+                if plugin.function.__module__.startswith("limbeck.") and hasattr(module, "check"):
+                    module.check(**plugin.knobs)
+            except UserError as error:
+                where = f"{recipe.path or 'recipe'}: stages.{step.stage.name}: {error.where}"
+                yield UserError(where, error.what, error.way_out)
 
 
 def replan(step: Step, run_dir: Path) -> Step:

@@ -86,7 +86,7 @@ class Kind:
             value = {"name": value}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             example = f"{{name: {self.names()[0]}, ...}}"
-            raise ValueError(f"a {self.noun} is a name or a mapping; write one like {example}")
+            raise ValueError(f"is no {self.noun} (a name, or a mapping); write one like {example}")
         function = self.find(value["name"])
         knobs = {str(key): knob for key, knob in value.items() if key != "name"}
         model = knobs_model(function)

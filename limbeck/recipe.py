@@ -10,6 +10,7 @@ import re
 import reprlib
 import traceback
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -158,6 +159,8 @@ def load(
             checked.append(stage)
         verb = entry.get("stage", key) if isinstance(entry, dict) else key
         writes[key] = _module(verb).WRITES if verb in VERBS else None
+        for meant in get_close_matches(str(verb), VERBS, n=1):  # said once is enough
+            writes.setdefault(meant, None)
     check.texts(value)
     if check.errors:
         raise UserErrors(check.errors)
@@ -187,7 +190,7 @@ def _read_python(path: Path) -> Any:
         return module.recipe
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        inside = [frame.lineno for frame in frames if frame.filename == str(path)]
+        inside = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
         line = getattr(error, "lineno", None) or (inside[-1] if inside else 1)
         what = f"cannot be run ({type(error).__name__}: {error})"
         raise UserError(f"{path}:{line}", what, "mend it; it must define `recipe`") from error

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from limbeck import ledger, progress, store, tables
 from limbeck.errors import UserError
@@ -120,6 +119,8 @@ class Run:
         self, kind: str, column: str, value: str, prefix: bool = False
     ) -> Iterator[tuple[str, Row]]:
         """(place, row) of every table of this kind that has the value in a column."""
+        import pyarrow.compute as pc
+
         for row in self.stages():
             for output, made in _writes(row["verb"]).items():
                 folder = self.path / row["stage"] / output

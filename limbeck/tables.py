@@ -141,12 +141,22 @@ def read_table(path: Path | str, columns: list[str] | None = None) -> pa.Table:
         raise UserError(str(path), "no such table", "check the path, or run its stage")
     store.verify(path)
     if ".jsonl" in path.name:
-        table = pa.Table.from_pylist(store.read_jsonl(path))
+        table = _from_rows(store.read_jsonl(path), path)
         return table.select(columns) if columns else table
     files = parts(path) if path.is_dir() else [path]
     if not files:
         raise UserError(str(path), "has no parts", "run the stage that makes it")
     return pa.concat_tables([_read_part(file, columns) for file in files])
+
+
+def _from_rows(rows: list[Any], path: Path) -> pa.Table:
+    """Rows of any shape; what one of them lacks is null."""
+    try:
+        names = dict.fromkeys(name for row in rows for name in row)
+        return pa.table({name: [row.get(name) for row in rows] for name in names})
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        what = f"its rows are no table ({str(error).splitlines()[0]})"
+        raise UserError(str(path), what, "give a field the same type in all") from error
 
 
 def _read_part(file: Path, columns: list[str] | None) -> pa.Table:

@@ -89,3 +89,13 @@ def test_a_run_folder_has_one_holder_and_a_dead_one_holds_nothing(tmp_path):
 def test_a_table_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="no such table"):
         tables.read_table(tmp_path / "nothing")
+
+
+def test_a_field_that_the_first_row_lacks_is_not_lost(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2, "weight": 0.5}')  # nor a last line without its end
+    rows = tables.read_table(path).to_pylist()
+    assert rows == [{"a": 1, "weight": None}, {"a": 2, "weight": 0.5}]
+    path.write_text('{"a": 1}\n{"a": "x"}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl: its rows are no table"):
+        tables.read_table(path)

@@ -6,7 +6,7 @@ time, memory and output. What is refused is a UserError with file and reason.
 """
 
 from limbeck.guard.folders import check_files, check_model_folder, check_tokenizer
-from limbeck.guard.rows import check_parquet, check_regular, lines, parse_row
+from limbeck.guard.rows import check_parquet, check_regular, lines, parse_rows
 from limbeck.guard.weights import num_elements
 from limbeck.guard.worker import is_trusted, render, trust_template
 
@@ -19,7 +19,7 @@ __all__ = [
     "is_trusted",
     "lines",
     "num_elements",
-    "parse_row",
+    "parse_rows",
     "render",
     "trust_template",
 ]

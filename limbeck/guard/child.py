@@ -100,13 +100,9 @@ def tokenize(request):  # type: ignore[no-untyped-def]
     """What the parent should know of a tokenizer.json, once it has read the probes in time."""
     with open(request["path"], encoding="utf-8") as file:
         content = file.read()
-    raw = json.loads(content)
-    if not isinstance(raw, dict) or not isinstance(raw.get("model"), dict):
-        return {"error": "it is not a tokenizer"}
-    added = raw.get("added_tokens") or []
-    if len(added) > request["max_added"]:
-        return {"error": f"it adds {len(added):,} tokens to its vocabulary"}
-    del raw, added
+    num_added = content.count('"single_word"')  # a key of each, and sooner counted than parsed
+    if num_added > request["max_added"]:
+        return {"error": f"it adds {num_added:,} tokens to its vocabulary"}
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(content)

@@ -36,7 +36,9 @@ KERNEL_KEYS = ("attn_implementation", "experts_implementation", "kernel_config",
 LIMITS = {
     "vocab_size": (1, 1 << 22),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model"), (1, 1 << 17)),
-    **dict.fromkeys(("intermediate_size", "moe_intermediate_size", "n_inner", "d_ff"), (0, 1 << 20)),
+    **dict.fromkeys(
+        ("intermediate_size", "moe_intermediate_size", "n_inner", "d_ff"), (0, 1 << 20)
+    ),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers"), (1, 2_000)),
     **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads"), (1, 1 << 12)),
     "head_dim": (1, 1 << 14),
@@ -98,10 +100,12 @@ def check_files(folder: Path) -> list[Path]:
         for number, entry in enumerate(entries):
             path = Path(entry.path)
             if number == MAX_FILES:
-                raise refuse(folder, f"holds more than {MAX_FILES:,} files", "name a model's folder")
-            if path.suffix not in READ or entry.is_dir():
+                raise refuse(
+                    folder, f"holds more than {MAX_FILES:,} files", "name a model's folder"
+                )
+            if path.suffix not in READ or os.path.isdir(path):
                 continue
-            real = path.resolve()
+            real = Path(os.path.realpath(path))  # a link to itself is no error here
             if not any(real.is_relative_to(place) for place in inside):
                 raise refuse(path, "is a link that leads outside the folder", "put the file there")
             if not real.is_file():
@@ -163,7 +167,9 @@ def _check_numbers(path: Path, config: dict[str, Any]) -> None:
 
 def _check_shapes(path: Path, config: dict[str, Any], stored: dict[str, weights.Stored]) -> None:
     """Compares a plain decoder's config with its tensors; others are counted when they load."""
-    if config.get("quantization_config") or any(isinstance(v, dict) and "num_hidden_layers" in v for v in config.values()):
+    if config.get("quantization_config") or any(
+        isinstance(v, dict) and "num_hidden_layers" in v for v in config.values()
+    ):
         return
     layers = config.get("num_hidden_layers", config.get("n_layer"))
     found = {int(match[1]) for name in stored if (match := LAYER.search(name))}
@@ -194,7 +200,9 @@ def check_tokenizer(folder: Path) -> int | None:
         path = folder / name
         if path.exists() and path.stat().st_size > MAX_TOKENIZER:
             size = path.stat().st_size
-            raise refuse(path, f"has {size:,} bytes, more than the {MAX_TOKENIZER:,} of any honest one")
+            raise refuse(
+                path, f"has {size:,} bytes, more than the {MAX_TOKENIZER:,} of any honest one"
+            )
     for name in ("tokenizer_config.json", "added_tokens.json"):
         config = configs.get(name, {})
         added = config if name == "added_tokens.json" else config.get("added_tokens_decoder") or ()

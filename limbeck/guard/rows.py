@@ -31,28 +31,56 @@ def lines(path: Path) -> Iterator[bytes]:
     ValueError for a line longer than MAX_LINE and for a file that unpacks to far more than it is.
     """
     check_regular(path)
-    room = max(FLOOR_PACKED, MAX_RATIO * path.stat().st_size)
     is_packed = path.suffix == ".gz"
+    if is_packed:
+        _check_archive(path)
     with gzip.open(path, "rb") if is_packed else open(path, "rb") as file:
-        while True:
-            try:
-                line = file.readline(MAX_LINE + 1)
-            except (EOFError, zlib.error) as error:
-                raise ValueError(f"the archive is broken ({error})") from error
-            if not line:
-                return
+        while line := file.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE:
-                raise ValueError(f"the line has more than {MAX_LINE:,} bytes")
-            room -= len(line)
-            if is_packed and room < 0:
-                raise ValueError(f"the file unpacks to more than {MAX_RATIO} times its size")
+                raise ValueError(f"the next line has more than {MAX_LINE:,} bytes")
             yield line
 
 
-def parse_row(line: bytes) -> dict[str, Any]:
+def _check_archive(path: Path) -> None:
+    """Unpacks it once for its size alone, a small part of what its rows cost to read."""
+    room = max(FLOOR_PACKED, MAX_RATIO * path.stat().st_size)
+    try:
+        with gzip.open(path, "rb") as file:
+            while piece := file.read(PIECE):
+                room -= len(piece)
+                if room < 0:
+                    raise ValueError(f"the file unpacks to more than {MAX_RATIO} times its size")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"the archive is broken ({error})") from error
+
+
+def parse_rows(
+    path: Path, way_out: str = "mend the line", may_be_torn: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, row) of each line that is not blank; UserError that names the line.
+
+    A last line without an end is left out, if it `may_be_torn` and is.
+    """
+    numbered = enumerate(lines(path), 1)
+    number, line = 0, b""
+    while True:
+        try:
+            number, line = next(numbered, (number, b""))
+            row = _parse_row(line) if line.strip() else None
+        except (ValueError, OSError) as error:
+            if may_be_torn and line and not line.endswith(b"\n"):
+                return
+            raise UserError(f"{path}:{number}", str(error), way_out) from error
+        if not line:
+            return
+        if row is not None:
+            yield number, row
+
+
+def _parse_row(line: bytes) -> dict[str, Any]:
     """A line's object, or ValueError."""
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(row, dict):
@@ -107,7 +135,9 @@ def _longest_word(path: Path, chunk: Any, group: int) -> int:
         batch = next(file.iter_batches(1, row_groups=[group], columns=[leaf]), None)
     if batch is None:
         return 0
-    return max((pc.max(pc.binary_length(a.dictionary)).as_py() or 0 for a in _leaves(batch)), default=0)
+    return max(
+        (pc.max(pc.binary_length(a.dictionary)).as_py() or 0 for a in _leaves(batch)), default=0
+    )
 
 
 def _words(path: Path, chunk: Any, group: int) -> int:

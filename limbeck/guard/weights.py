@@ -35,7 +35,9 @@ MAGIC = {
     b"BZh": "a bzip2 archive",
     b"\x28\xb5\x2f\xfd": "a zstd archive",
 }
-OLD_PICKLE = re.compile(rb"\A[(\]})cl.\x80]?.{0,200}\b(posix|nt|os|builtins|__builtin__)\n", re.DOTALL)
+OLD_PICKLE = re.compile(
+    rb"\A[(\]})cl.\x80]?.{0,200}\b(posix|nt|os|builtins|__builtin__)\n", re.DOTALL
+)
 UNSAFE_NAME = re.compile(r"[\x00-\x1f\x7f/\\]|\.\.")
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -139,7 +141,9 @@ def read_weights(folder: Path) -> dict[str, Stored]:
         raise refuse(index, "has no weight_map")
     for name, shard in shards.items():
         if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.safetensors", shard):
-            raise refuse(index, f"says that {name[:60]} is in {str(shard)[:60]!r}, outside the folder")
+            raise refuse(
+                index, f"says that {name[:60]} is in {str(shard)[:60]!r}, outside the folder"
+            )
         if shard not in headers:
             raise refuse(index, f"names {shard}, which is not there", "fetch the missing shard")
         if name not in headers[shard]:

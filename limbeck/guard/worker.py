@@ -18,7 +18,7 @@ from limbeck.errors import UserError
 
 RENDER_S = 2.0  # of processor time for RENDER_AT_ONCE prompts; an honest one takes a millisecond
 RENDER_AT_ONCE = 64
-LOAD_S = 3.0  # to read a tokenizer.json; one of 33 MB (Gemma's, the largest known) takes 1.5 s
+LOAD_S = 4.0  # to read a tokenizer.json; one of 42 MB with 262,000 tokens took 2.5 s
 PROBE_S = 1.0  # to tokenise the probes below; honest tokenizers take 0.05 s
 WALL_S = 20.0  # until an answer, for one that sleeps; a busy machine may stretch the others so far
 MEMORY = 1 << 30  # address space of the child, 0.2 GiB of it Python's and the tokenizer library's
@@ -26,7 +26,7 @@ MAX_CHARS = 10_000_000  # of prompts rendered at once, beyond what the messages 
 MAX_WORDS = 100_000  # of an answer beside the texts
 MAX_ADDED = 100_000  # tokens beside the vocabulary; the most known are 10,000
 PROBES = (
-    "What is 12 + 345? Let me check: it's 3,571 (really).\n\n\tdef f(x): return x**2 # größer 漢字🙂",
+    "What is 12 + 345? Let me check: it's 3,571 (really).\n\n\tdef f(x): return x # größer 漢字🙂",
     # What backtracking needs: long runs of one kind with something else behind them.
     *(run * 20_000 + "\x00" for run in ("a", "A", " ", "\n", "1", "!", "ä", "aA ", "<|", "x.")),
 )

@@ -66,19 +66,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
-    lines = guard.lines(path)
-    while True:
-        number += 1
-        try:
-            line = next(lines, None)
-            if line is None:
-                return
-            row = guard.parse_row(line) if line.strip() else None
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path}:{number}", str(error), "mend the line") from error
-        if row is not None:
-            yield number, row
+    yield from guard.parse_rows(path)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -179,8 +179,8 @@ def _examples(
             what = f"row {number} does not end with an assistant's message"
             raise UserError(where, what, "give rows of `messages`: user, then assistant")
         pairs.append((messages[:-1], messages[-1].content))
-        weights.append(row.get("weight", 1.0))
-        names.append(str(row.get("id", number)))
+        weights.append(1.0 if row.get("weight") is None else row["weight"])
+        names.append(str(number if row.get("id") is None else row["id"]))
     encoded = chat.encode_examples(tokenizer, pairs)
     examples, refused = [], Counter[str]()
     for (ids, mask), weight, name in zip(encoded, weights, names, strict=True):

@@ -43,7 +43,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
                     problem = problems.get(trace.problem_id)
                     verdicts.append(judge(problem, trace) if problem else _orphan(trace))
                     advance(1)
-                tables.write_part(table, tables.to_table("verdicts", verdicts))
+            tables.write_part(table, tables.to_table("verdicts", verdicts))
     verdicts = tables.read_verdicts(table)
     reasons = Counter(verdict.reason for verdict in verdicts)
     out.log(" · ".join(f"{n:,} {reason}" for reason, n in reasons.most_common()))

@@ -1,17 +1,19 @@
 """What is true: one judge a file, `verify(problem, trace, *, knobs) -> Verdict`.
 
 Curation, reinforcement learning and evaluation all ask the same judge. Here is what the judges
-share: which part of a trace is its final answer.
+share: which part of a trace is its final answer, and which characters are the same.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from limbeck.chat import split_think
 from limbeck.types import Reason, Trace, Verdict
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+FIGURES = re.compile("([⁺⁻⁰¹²³⁴-⁹]+)|([₀-₋]+)|([¼-¾⅐-⅞↉])|([①-⒛])")
 MAX_BOXES = 8  # looked at from the end; a text that loops may open thousands
 
 
@@ -61,6 +63,17 @@ def _closing_brace(text: str, start: int) -> int | None:
             return at
         at += 1
     return None
+
+
+def compatible(text: str) -> str:
+    """NFKC that changes no value: 10² is `10^{2}` and not 102, 2½ is `2 1/2` and not 21/2."""
+    text = FIGURES.sub(_figure, text)
+    return unicodedata.normalize("NFKC", text).replace("\u2044", "/")
+
+
+def _figure(match: re.Match[str]) -> str:
+    frames = ("^{%s}", "_{%s}", " %s", "(%s)")  # above, below, a fraction, in a circle
+    return frames[(match.lastindex or 1) - 1] % match[0]
 
 
 def no_answer(trace: Trace, reason: Reason) -> Verdict:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 from limbeck.types import Problem, Trace, Verdict
-from limbeck.verifiers import final_answer, judged, no_answer
+from limbeck.verifiers import compatible, final_answer, judged, no_answer
 
 
 def verify(problem: Problem, trace: Trace, *, ignore_case: bool = False) -> Verdict:
@@ -22,5 +20,5 @@ def verify(problem: Problem, trace: Trace, *, ignore_case: bool = False) -> Verd
 
 def normalise(text: str, ignore_case: bool) -> str:
     """Compatible characters made one (NFKC), white space collapsed and stripped."""
-    text = " ".join(unicodedata.normalize("NFKC", text).split())
+    text = " ".join(compatible(text).split())
     return text.casefold() if ignore_case else text

@@ -20,10 +20,11 @@ from pydantic import PositiveFloat
 
 from limbeck.types import Problem, Reason, Trace, Verdict
 from limbeck.verifiers import final_answer, judged, last_boxed, no_answer
-from limbeck.verifiers.number import equal, read_number
+from limbeck.verifiers.number import equal, read_quantity
 
 START_S = 120.0  # importing sympy, on a machine that has other things to do
 MEMORY_BYTES = 4 << 30
+UNLIKE = {"am", "pm", "mm", "cm", "m", "km", "mg", "g", "kg"}  # math-verify drops every unit
 SERVE = "from limbeck.verifiers.math import serve; serve()"
 
 
@@ -47,26 +48,52 @@ def verify(problem: Problem, trace: Trace, *, timeout_s: PositiveFloat = 2.0) ->
 
 
 def judge_quickly(gold: str, answer: str) -> bool | None:
-    """True or False where strings or plain numbers decide, else None."""
+    """True or False where strings or bare numbers decide, else None.
+
+    With a word or a variable only unlike units do: 5x is not 5, and 12 am never 12 pm.
+    """
     if normalise(gold) == normalise(answer):
         return True
-    a, b = read_number(gold), read_number(answer)
-    return None if a is None or b is None else equal(a, b)
+    (a, unit), (b, other) = read_quantity(gold), read_quantity(answer)
+    if a is None or b is None:
+        return None
+    if unit != other and {unit, other} <= UNLIKE:
+        return False
+    return None if unit or other else equal(a, b)
 
 
 def normalise(latex: str) -> str:
     """LaTeX without what does not change its value: dollars, spacing, sizes, a final period."""
-    latex = latex.strip().strip("$").rstrip(".")
-    latex = re.sub(r"\\(?:left|right|displaystyle)\b|\\[!,;: ]|\\[()\[\]]", "", latex)
+    latex = latex.strip().removesuffix(".").strip("$").removesuffix(".")
+    latex = re.sub(r"\\(?:left|right|displaystyle)\b|\\!|\\[()\[\]]", "", latex)
     latex = re.sub(r"\\[dt]frac\b", r"\\frac", latex)
     latex = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi", latex)
-    return re.sub(r"\s+", "", latex)
+    latex = re.sub(r"\\[,;: ]|\s+", " ", latex)
+    return re.sub(r"(?<!\d) +| +(?!\d)", "", latex)
+
+
+def judge_slowly(gold: str, answer: str, timeout_s: float) -> Reason:
+    """math-verify's judgement, from the worker process; a worker that is late is killed."""
+    try:
+        return _settle(gold, answer, timeout_s)
+    except Unsettled as unsettled:
+        return unsettled.reason
 
 
 @lru_cache(maxsize=1 << 16)  # the samples of a problem repeat each other's answers
-def judge_slowly(gold: str, answer: str, timeout_s: float) -> Reason:
-    """math-verify's judgement, from the worker process; a worker that is late is killed."""
-    return _worker.ask({"gold": gold, "answer": answer}, timeout_s)
+def _settle(gold: str, answer: str, timeout_s: float) -> Reason:
+    reason = _worker.ask({"gold": gold, "answer": answer}, timeout_s)
+    if reason in ("timeout", "error"):
+        raise Unsettled(reason)
+    return reason
+
+
+class Unsettled(Exception):
+    """No judgement this time: the next time may be luckier, so nothing remembers it."""
+
+    def __init__(self, reason: Reason):
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Worker:
@@ -77,21 +104,32 @@ class Worker:
         self.lock = threading.Lock()
 
     def ask(self, question: dict[str, str], timeout_s: float) -> Reason:
-        """Its answer, 'timeout', or 'error' where it died of the question."""
+        """Its answer, 'timeout', or 'error' where it died of the question.
+
+        Whatever interrupts it (Ctrl-C, say) ends the process: the answer that is still to come
+        would be taken for the next question's.
+        """
         with self.lock:
-            if self.process is None:
-                self._start()
-            assert self.process is not None
-            assert self.process.stdin is not None
             try:
-                self.process.stdin.write(json.dumps(question) + "\n")
-                self.process.stdin.flush()
-                reply = self._read(timeout_s)
-            except OSError:
-                reply = ""
-            if not reply:
+                if self.process is None:
+                    self._start()
+                reply = self._exchange(json.dumps(question), timeout_s)
+                if not reply:
+                    self.stop()
+                return "timeout" if reply is None else json.loads(reply or '"error"')
+            except BaseException:
                 self.stop()
-            return "timeout" if reply is None else json.loads(reply or '"error"')
+                raise
+
+    def _exchange(self, line: str, timeout_s: float) -> str | None:
+        assert self.process is not None
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+        except OSError:
+            return ""
+        return self._read(timeout_s)
 
     def _start(self) -> None:
         path = os.pathsep.join(entry for entry in sys.path if entry)
@@ -104,7 +142,6 @@ class Worker:
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )
         if not self._read(START_S):
-            self.stop()
             raise RuntimeError("the math verifier's process does not start; is math-verify there?")
 
     def _read(self, timeout_s: float) -> str | None:
@@ -116,10 +153,10 @@ class Worker:
 
     def stop(self) -> None:
         """Kills the process; the next question starts another."""
-        if self.process:
-            self.process.kill()
-            self.process.communicate()
-            self.process = None
+        process, self.process = self.process, None
+        if process:
+            process.kill()
+            process.communicate()
 
 
 _worker = Worker()
@@ -132,8 +169,9 @@ def serve() -> None:
 
     from math_verify import parse, verify
 
+    replies, sys.stdout = sys.stdout, sys.stderr  # nobody else's print is a reply
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    print(json.dumps("ready"), flush=True)
+    print(json.dumps("ready"), file=replies, flush=True)
     for line in sys.stdin:
         question = json.loads(line)
         try:
@@ -146,4 +184,4 @@ def serve() -> None:
             reason = reason or ("correct" if same else "wrong")
         except Exception:  # whatever sympy trips over: the answer is not an expression it knows
             reason = "unparsed"
-        print(json.dumps(reason), flush=True)
+        print(json.dumps(reason), file=replies, flush=True)
