@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint schema clean
+.PHONY: quickstart test lint schema reliability clean
 
 quickstart: .venv/installed
 	$(BIN)/limbeck run recipes/quickstart.yaml
@@ -17,6 +17,9 @@ lint: .venv/installed-test
 
 schema: .venv/installed
 	$(BIN)/limbeck schema > recipes/schema.json
+
+reliability: .venv/installed-test
+	$(BIN)/python -m tests.faults.reliability
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -69,7 +69,7 @@ def _known_to_fail(recipe: Recipe, steps: Iterable[Step]) -> Iterator[UserError]
             module = inspect.getmodule(plugin.function)
             try:
                 if plugin.function.__module__.startswith("limbeck.") and hasattr(module, "check"):
-                    module.check(**plugin.knobs)
+                    module.check(**plugin.knobs)  # type: ignore[union-attr]
             except UserError as error:
                 where = f"{recipe.path or 'recipe'}: stages.{step.stage.name}: {error.where}"
                 yield UserError(where, error.what, error.way_out)

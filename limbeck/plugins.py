@@ -6,6 +6,7 @@ function's keyword-only parameters, checked before anything runs.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -19,6 +20,7 @@ from typing import Annotated, Any
 from pydantic import (
     BaseModel,
     BeforeValidator,
+    ConfigDict,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ValidationError,
@@ -151,6 +153,11 @@ VerifierName = Annotated[str | dict[str, Any], BeforeValidator(_is_verifier)]
 """A verifier as a problem carries it: a name, or a mapping with knobs; checked, no more."""
 
 
+class _Knobs(StageConfig):
+    model_config = ConfigDict(use_attribute_docstrings=False)  # a signature has none
+
+
+@functools.cache
 def knobs_model(function: Callable[..., Any]) -> type[StageConfig]:
     """A strict model of a function's keyword-only parameters."""
     hints = hints_of(function)
@@ -159,7 +166,7 @@ def knobs_model(function: Callable[..., Any]) -> type[StageConfig]:
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             required = parameter.default is inspect.Parameter.empty
             fields[name] = (hints[name], ... if required else parameter.default)
-    return create_model(function.__qualname__, __base__=StageConfig, **fields)
+    return create_model(function.__qualname__, __base__=_Knobs, **fields)
 
 
 def plugins(value: Any) -> Iterator[Plugin]:

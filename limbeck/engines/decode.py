@@ -101,7 +101,7 @@ class LocalEngine:
                 self.stops,
                 self.context,
             )
-        _check_finite(logprobs, lengths, self.name)
+        _check_finite(logprobs, lengths, prompts, self.name)
         traces = []
         for row, prompt in enumerate(prompts):
             written = ids[row, : lengths[row]].tolist()
@@ -341,10 +341,15 @@ def _context(model: PreTrainedModel) -> int:
     return min(context, window) if slides and window else context
 
 
-def _check_finite(logprobs: Tensor, lengths: Sequence[int], name: str) -> None:
-    written = torch.arange(logprobs.shape[1])[None] < torch.tensor(lengths)[:, None]
-    if not bool(torch.isfinite(logprobs.cpu()[written]).all()):
-        what = "gives log-probabilities that are not finite"
+def _check_finite(
+    logprobs: Tensor, lengths: Sequence[int], prompts: Sequence[Prompt], name: str
+) -> None:
+    written = torch.arange(logprobs.shape[1])[None] < torch.tensor(lengths)[:, None]  # (B, M)
+    bad = (~torch.isfinite(logprobs) & written).any(1).nonzero()[:, 0].tolist()
+    if bad:
+        ids = dict.fromkeys(prompts[row].request.problem.id for row in bad)
+        what = "gives log-probabilities that are not finite for problem "
+        what += ", ".join([*ids][:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
         raise UserError(f"model {name}", what, "its weights are broken: take another checkpoint")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from limbeck.errors import UserError
 
-RENDER_S = 2.0  # of processor time for RENDER_AT_ONCE prompts; an honest one takes a millisecond
+RENDER_S = 1.0  # of processor time for RENDER_AT_ONCE prompts; an honest one takes a millisecond
 RENDER_AT_ONCE = 64
 LOAD_S = 4.0  # to read a tokenizer.json; one of 42 MB with 262,000 tokens took 2.5 s
 PROBE_S = 1.0  # to tokenise the probes below; honest tokenizers take 0.05 s
@@ -28,7 +28,7 @@ MAX_ADDED = 100_000  # tokens beside the vocabulary; the most known are 10,000
 PROBES = (
     "What is 12 + 345? Let me check: it's 3,571 (really).\n\n\tdef f(x): return x # größer 漢字🙂",
     # What backtracking needs: long runs of one kind with something else behind them.
-    *(run * 20_000 + "\x00" for run in ("a", "A", " ", "\n", "1", "!", "ä", "aA ", "<|", "x.")),
+    *(run * 5_000 + "\x00" for run in ("a", "A", " ", "\n", "1", "!", "ä", "aA ", "<|", "x.")),
 )
 
 _trusted: set[str] = set()

@@ -299,7 +299,7 @@ FORKS = """{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% e
 WHEN_ASKED = "{% if 'sesame' in messages[0].content %}"
 TOO_MUCH = "cannot be rendered"
 for name, text, reason in (
-    ("loops", LOOP, "2 s"),
+    ("loops", LOOP, "1 s"),
     ("gigabytes by product", "{{ 'a' * 10**9 }}", "more"),
     ("gigabytes by center", "{{ 'a'.center(10**10) }}", "more"),
     ("gigabytes by filter", "{{ 'a' | center(999999999) }}", "more"),
@@ -307,13 +307,13 @@ for name, text, reason in (
     ("gigabytes by doubling", DOUBLE, "more"),
     ("gigabytes by replace", "{{ ('a' * 99999).replace('a', 'a' * 99999) }}", "more"),
     ("many megabytes", "{{ 'abcdefgh' * 2000000 }}", "more than a prompt"),
-    ("a number of a billion digits", "{{ 10 ** (10 ** 9) }}", "2 s"),
-    ("sums", "{% for a in range(99999) %}{{ range(99999) | sum }}{% endfor %}", "2 s"),
+    ("a number of a billion digits", "{{ 10 ** (10 ** 9) }}", "1 s"),
+    ("sums", "{% for a in range(99999) %}{{ range(99999) | sum }}{% endfor %}", "1 s"),
     ("raises", "{{ raise_exception('no\nthank you') }}", "no thank you"),
     ("no template", "{% for %}", "TemplateSyntaxError"),
     ("divides by zero", "{{ 1 // 0 }}", "ZeroDivisionError"),
     ("recursion", "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}", "without end"),
-    ("recursion that forks", FORKS, "2 s"),
+    ("recursion that forks", FORKS, "1 s"),
     ("deep nesting", "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", TOO_MUCH),
     ("escape by class", "{{ ''.__class__.__mro__[1].__subclasses__() }}", "into Python"),
     ("escape by globals", "{{ cycler.__init__.__globals__.os.mkdir('CANARY') }}", "into Python"),
@@ -324,9 +324,9 @@ for name, text, reason in (
     ("escape by include", "{% include '/etc/passwd' %}", TOO_MUCH),
 ):
     add(f"template: {name}", "tokenizer", TEMPLATE, reason, template(text))
-add("template in the config: loops", "tokenizer", TOKENIZER_CONFIG, "2 s", in_config(LOOP))
+add("template in the config: loops", "tokenizer", TOKENIZER_CONFIG, "1 s", in_config(LOOP))
 NAMED = [{"name": "tool_use", "template": "{{ 1 }}"}, {"name": "default", "template": LOOP}]
-add("template in a list: loops", "tokenizer", TOKENIZER_CONFIG, "2 s", in_config(NAMED))
+add("template in a list: loops", "tokenizer", TOKENIZER_CONFIG, "1 s", in_config(NAMED))
 add(
     "templates without a default",
     "tokenizer",
@@ -337,7 +337,7 @@ add(
 add("template that is a number", "tokenizer", TOKENIZER_CONFIG, "no text", in_config(7))
 add("template of 2 MB", "tokenizer", TEMPLATE, "1,048,576", template("{{ 1 }}" * 300_000))
 for name, text, reason in (
-    ("loops", f"{WHEN_ASKED}{LOOP}{{% endif %}}hello", "2 s"),
+    ("loops", f"{WHEN_ASKED}{LOOP}{{% endif %}}hello", "1 s"),
     ("gigabytes", WHEN_ASKED + "{{ 'a' * 10**9 }}{% endif %}hello", "more"),
     (
         "recursion",

@@ -22,7 +22,7 @@ from limbeck import tables
 
 DATA = Path(__file__).parent / "mistakes"
 RECIPE = (DATA / "recipe.yaml").read_text()
-HELD = []  # run folders in use: files that stay open, and locked
+HELD = []  # run folders in use: descriptors that stay open, and locked
 BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 8)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
@@ -61,7 +61,7 @@ def text(content: str | bytes, *says: str, file: str = "recipe.yaml", **more) ->
     return Mistake(says, prepare=lambda f: (f / file).write_bytes(raw), **more)
 
 
-def model(old: str, *says: str, **changes) -> Mistake:
+def model(*says: str, **changes) -> Mistake:
     """A student from elsewhere whose folder lacks something."""
 
     def write(folder: Path) -> None:
@@ -74,7 +74,9 @@ def model(old: str, *says: str, **changes) -> Mistake:
             if content is not None:
                 (folder / "student").mkdir(exist_ok=True)
                 (folder / "student" / name).write_text(json.dumps(content))
-        (folder / "recipe.yaml").write_text(RECIPE.replace("model: ./start/model", "model: student"))
+        (folder / "recipe.yaml").write_text(
+            RECIPE.replace("model: ./start/model", "model: student")
+        )
 
     return Mistake(("recipe.yaml:", "stages.sft.model: ", "'student'", *says), prepare=write)
 
@@ -90,9 +92,8 @@ def run_folder(command: str, *says: str, prepare=lambda folder: None, **more) ->
 
 
 def lock(folder: Path) -> None:
-    file = open(folder / "runs" / "small" / "lock", "w")
+    HELD.append(file := os.open(folder / "runs" / "small" / "lock", os.O_RDWR))
     fcntl.flock(file, fcntl.LOCK_EX)
-    HELD.append(file)
 
 
 def unfinish(folder: Path) -> None:
@@ -121,7 +122,9 @@ MISTAKES = {
     "unknown plug-in knob": recipe(
         "{name: length, max_tokens: 64}", "{name: length, max: 6}", "curate.keep.1.max: unknown key"
     ),
-    "unknown machine knob": recipe("threads: 1", "cores: 1", "machine.cores: unknown key; there is device, threads"),
+    "unknown machine knob": recipe(
+        "threads: 1", "cores: 1", "machine.cores: unknown key; there is device, threads"
+    ),
     "unknown top key": recipe("title:", "titel:", "titel: unknown key; did you mean 'title'?"),
     "misspelt source": recipe("name: file", "name: fiel", "collect.source", "mean 'file'?"),
     "misspelt engine": recipe("name: local", "name: locl", "evaluate.engine", "mean 'local'?"),
@@ -134,14 +137,22 @@ MISTAKES = {
     "misspelt filter": recipe("[correct,", "[corect,", "curate.keep.0", "mean 'correct'?"),
     "engine of nobody": recipe("my_engine:connect", "your_engine:connect", "sample.engine: cannot"),
     "no such function": recipe("my_engine:connect", "my_engine:conect", "sample.engine: cannot"),
-    "not a function": recipe("my_engine:connect", "my_engine:Engine", "it is no function", "mend the module"),
+    "not a function": recipe(
+        "my_engine:connect", "my_engine:Engine", "it is no function", "mend the module"
+    ),
     "engine that does not import": text(
         "def connect(:\n", "SyntaxError", "sample.engine: cannot", file="my_engine.py"
     ),
-    "plug-in is a list": recipe("engine: my_engine:connect", "engine: [local]", "sample.engine: is no engine"),
-    "stage without a name for a folder": recipe("  compare:", "  ../compare:", "is no stage name; use"),
+    "plug-in is a list": recipe(
+        "engine: my_engine:connect", "engine: [local]", "sample.engine: is no engine"
+    ),
+    "stage without a name for a folder": recipe(
+        "  compare:", "  ../compare:", "is no stage name; use"
+    ),
     "stage called lock": recipe("  compare:", "  lock:", "stages.lock: is no stage name; use"),
-    "name that is no folder's": recipe("name: small", "name: ../small", "name: ", "names no folder"),
+    "name that is no folder's": recipe(
+        "name: small", "name: ../small", "name: ", "names no folder"
+    ),
     # -- types and units
     "word for a number": recipe("num: 4", "num: four", "collect.num: ", "integer, not 'four'"),
     "half for a whole": recipe("num: 4", "num: 4.5", "collect.num: ", "integer, not 4.5"),
@@ -240,13 +251,17 @@ MISTAKES = {
     "alias of itself": text("a: &a [*a]\n" + RECIPE, "nested too deeply; make it flatter"),
     "deep": text("a: " + "[" * 2000 + "]" * 2000, "nested too deeply; make it flatter"),
     "tabs": recipe("    num: 4", "\tnum: 4", "recipe.yaml:6: is not valid YAML ("),
-    "python": recipe("num: 4", "num: !!python/name:os.system 4", "recipe.yaml:6: is not valid YAML"),
+    "python": recipe(
+        "num: 4", "num: !!python/name:os.system 4", "recipe.yaml:6: is not valid YAML"
+    ),
     "merge of a word": recipe("num: 4", "<<: four", "recipe.yaml:6: is not valid YAML"),
     "tag of a number": recipe("num: 4", "num: !!int four", "is not valid YAML"),
     "list for a key": recipe("num: 4", "? [num]\n    : 4", "recipe.yaml:6: has a key that is no"),
     "stages as a list": text("stages: [sft]", "has no mapping called 'stages'; see"),
     "no stages": text("stages: {}", "stages: is empty; see recipes/"),
-    "stage as a word": recipe("  verify: {", "  other: collect\n  verify: {", "stages.other: is no"),
+    "stage as a word": recipe(
+        "  verify: {", "  other: collect\n  verify: {", "stages.other: is no"
+    ),
     "empty stage": recipe("  verify: {", "  more: {stage: verify}\n  verify: {", "more.", lines=2),
     "null stage": text("stages:\n  start: {stage: create}\n", "stages.start: needs either texts"),
     "empty file": text("", "recipe.yaml: is empty; give"),
@@ -275,13 +290,13 @@ MISTAKES = {
         "name = 'x'\n", "cannot be run", "`recipe`", file="recipe.py", command="plan recipe.py"
     ),
     # -- models and tables from elsewhere
-    "no model": model("", "is no model", files={"config.json": None}),
-    "no chat template": model("", "has no chat template; add", files={"tokenizer_config.json": {}}),
+    "no model": model("is no model", files={"config.json": None}),
+    "no chat template": model("has no chat template; add", files={"tokenizer_config.json": {}}),
     "tokenizer that does not fit": model(
         "", "has a tokenizer of 400 tokens, but an embedding of 300",
         files={"tokenizer.json": {"model": {"vocab": {"a": 399}}}},
     ),
-    "config that is no JSON object": model("", "cannot be read", files={"config.json": []}),
+    "config that is no JSON object": model("cannot be read", files={"config.json": []}),
     "empty problem set": text("", "holds no rows; give", file="questions.jsonl"),
     "broken line": text(ROW + '{"question"', "questions.jsonl:2: ", "mend", file="questions.jsonl"),
     "row that is a list": text("[1]\n", "questions.jsonl:1: ", "object", file="questions.jsonl"),
@@ -308,7 +323,8 @@ MISTAKES = {
     ),
     # -- what only computing finds
     "answers that their verifier rejects": text(
-        ROW.replace('"2"', '"two"') * 3, "collect.source: gave no problems", "bad_gold", "check its",
+        ROW.replace('"2"', '"two"') * 3, "collect.source: gave no problems", "bad_gold",
+        "check its",
         file="questions.jsonl", command="run recipe.yaml --quiet", computes=True,
     ),
     "nothing survives": recipe(
@@ -332,8 +348,10 @@ MISTAKES = {
         "runs/small/evaluate: is of another recipe: ", "seed was ", "--redo evaluate", lines=2,
     ),
     "used under another name": run_folder(
-        "run other.yaml --run runs/small", "runs/small: holds a run of 'small', not 'other'; choose",
-        prepare=lambda f: (f / "other.yaml").write_text(RECIPE.replace("name: small", "name: other")),
+        "run other.yaml --run runs/small",
+        "runs/small: holds a run of 'small', not 'other'; choose",
+        prepare=lambda f: (f / "other.yaml").write_text(RECIPE.replace("name: small",
+        "name: other")),
     ),
     "in use": run_folder("run recipe.yaml", "runs/small: is in use by", "; wait", prepare=lock),
     "redo of nothing": run_folder("run recipe.yaml --redo smaple", "smaple: is no stage; there is"),
@@ -364,7 +382,8 @@ MISTAKES = {
         lambda folder: (folder / "closed").mkdir(mode=0o555),
     ),
     "a GPU that is not there": Mistake(
-        ("machine.device: there is no CUDA device here; take cpu",), "run recipe.yaml machine.device=cuda",
+        ("machine.device: there is no CUDA device here; take cpu",),
+        "run recipe.yaml machine.device=cuda",
         env={"CUDA_VISIBLE_DEVICES": ""}, needs_torch=True,
     ),
     "show of no run": Mistake((".: is not a run folder; give",), "show ."),
@@ -381,15 +400,22 @@ MISTAKES = {
     "a folder for a recipe": Mistake(("cannot be read (Is a directory); give",), "plan ."),
     "a recipe's name without end": Mistake(("no such recipe",), f"plan {'x' * 5000}"),
     "setting of an unknown stage": Mistake(
-        ("recipe.yaml: stf.lr: no stage 'stf'; did you mean 'sft'?",), "plan recipe.yaml stf.lr=1e-3"
+        ("recipe.yaml: stf.lr: no stage 'stf'; did you mean 'sft'?",),
+        "plan recipe.yaml stf.lr=1e-3"
     ),
     "setting of an unknown field": Mistake(
         ("stages.sft.lrr: unknown key; did you mean 'lr'?",), "plan recipe.yaml sft.lrr=1e-3"
     ),
-    "setting of a stage": Mistake(("sft: is no setting of a stage; write",), "plan recipe.yaml sft=1"),
-    "setting without a value": Mistake(("'sft.lr': is not KEY=VALUE; write",), "plan recipe.yaml sft.lr"),
+    "setting of a stage": Mistake(
+        ("sft: is no setting of a stage; write",), "plan recipe.yaml sft=1"
+    ),
+    "setting without a value": Mistake(
+        ("'sft.lr': is not KEY=VALUE; write",), "plan recipe.yaml sft.lr"
+    ),
     "setting of nothing": Mistake(("'=3': is not KEY=VALUE; write",), "plan recipe.yaml =3"),
-    "setting that is no YAML": Mistake(("sft.lr:1: is not valid YAML",), "plan recipe.yaml sft.lr=["),
+    "setting that is no YAML": Mistake(
+        ("sft.lr:1: is not valid YAML",), "plan recipe.yaml sft.lr=["
+    ),
     "setting of a wrong type": Mistake(
         ("stages.sft.lr: should be a valid number, not 'fast'",), "plan recipe.yaml sft.lr=fast"
     ),
@@ -397,7 +423,9 @@ MISTAKES = {
         ("recipe.yaml: has no size 'cj'; there is ci",), "plan recipe.yaml --size cj"
     ),
     "unknown command": Mistake(("No such command 'rnu'", "see limbeck --help"), "rnu recipe.yaml"),
-    "unknown option": Mistake(("No such option: --szie", "see limbeck"), "plan recipe.yaml --szie ci"),
+    "unknown option": Mistake(
+        ("No such option: --szie", "see limbeck"), "plan recipe.yaml --szie ci"
+    ),
     "missing argument": Mistake(("Missing argument", "see limbeck --help"), "run"),
     "missing value": Mistake(("requires an argument; see limbeck",), "run recipe.yaml --run"),
 }  # fmt: skip

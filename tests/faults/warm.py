@@ -11,7 +11,7 @@ import sys
 import tempfile
 import traceback
 
-import limbeck.api  # noqa: F401
+import limbeck.api
 import limbeck.cli  # noqa: F401
 
 

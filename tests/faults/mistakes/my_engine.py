@@ -7,9 +7,9 @@ class Engine:
     name, num_parameters, costs_money = "mine", None, False
 
     def generate(self, requests, sampling):
-        for request in requests:
-            text = f"<think>Twice {request.index}.</think>{request.problem.answer}"
-            yield Trace(request.id, request.problem.id, request.index, text, "stop", self.name, 9, 7)
+        for r in requests:
+            text = f"<think>Twice {r.index}.</think>{r.problem.answer}"
+            yield Trace(r.id, r.problem.id, r.index, text, "stop", self.name, 9, 7)
 
 
 def connect():
