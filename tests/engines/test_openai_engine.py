@@ -290,4 +290,5 @@ def test_the_planner_reads_its_knobs():
     plugin = plugins.Kind("engine", "limbeck.engines", "connect").parse(
         {"name": "openai", "model": "m", "concurrency": 8}
     )
-    assert split_fields(plugin) == ({"name": "openai", "model": "m"}, {"concurrency": 8})
+    # How many at once is how it is run: part of no key.
+    assert split_fields(plugin) == ({"name": "openai", "model": "m"}, {})
