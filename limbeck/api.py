@@ -44,7 +44,9 @@ def plan(
 ) -> list[Step]:
     """Checks a recipe and says what running it would do, stage by stage; changes nothing."""
     loaded = recipes.load(recipe, overrides, size)
-    return planner.plan(loaded, _folder(loaded, run, size))
+    folder = _folder(loaded, run, size)
+    runner.own(loaded, folder)
+    return planner.plan(loaded, folder)
 
 
 def open(run: str | Path) -> Run:

@@ -172,6 +172,8 @@ def load(
 def _read(path: Path) -> tuple[Any, Lines]:
     if not os.path.exists(path):
         raise UserError(str(path), "no such recipe", "check the path")
+    if not _is_text(str(path)):
+        raise UserError(str(path), "has a name that is not UTF-8", "rename it")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

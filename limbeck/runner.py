@@ -37,7 +37,7 @@ def run(
             raise UserError(f"--redo/--keep {name}", "is no stage", f"there is {', '.join(names)}")
     _make(run_dir)
     with store.locked(run_dir):
-        _own(recipe, run_dir)
+        own(recipe, run_dir)
         steps = plan(recipe, run_dir, keep, redo)
         _refuse_stale(steps, run_dir, redo)
         machine = settle(recipe.machine)
@@ -64,14 +64,20 @@ def run(
 
 def _make(run_dir: Path) -> None:
     try:
+        str(run_dir).encode()
         run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        what = f"cannot be made ({error.strerror})"
+    except (OSError, UnicodeEncodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its name is not UTF-8"
+        what = f"cannot be made ({reason})"
         raise UserError(str(run_dir), what, "choose another --run folder") from error
 
 
-def _own(recipe: Recipe, run_dir: Path) -> None:
-    """A run folder belongs to one recipe."""
+def own(recipe: Recipe, run_dir: Path) -> None:
+    """A run folder belongs to one recipe; UserError if this one belongs to another, or is none."""
+    if not run_dir.exists():
+        return
+    if not run_dir.is_dir():
+        raise UserError(str(run_dir), "is no folder", "choose another --run folder")
     described = run_dir / "recipe.json"
     if described.exists() and (owner := read_description(run_dir)["name"]) != recipe.name:
         way_out = "choose another --run folder"

@@ -249,7 +249,7 @@ MISTAKES = {
     "key twice": recipe("num: 4", "num: 4\n    num: 5", "recipe.yaml:7: key 'num' stands twice"),
     "bomb": text(BOMB + RECIPE, "values once its aliases are written out; use fewer"),
     "alias of itself": text("a: &a [*a]\n" + RECIPE, "nested too deeply; make it flatter"),
-    "deep": text("a: " + "[" * 2000 + "]" * 2000, "nested too deeply; make it flatter"),
+    "deep": text("a: " + "[" * 1200 + "]" * 1200, "nested too deeply; make it flatter"),
     "tabs": recipe("    num: 4", "\tnum: 4", "recipe.yaml:6: is not valid YAML ("),
     "python": recipe(
         "num: 4", "num: !!python/name:os.system 4", "recipe.yaml:6: is not valid YAML"
@@ -377,6 +377,25 @@ MISTAKES = {
         ("/proc/limbeck/run: cannot be made", "choose another --run folder"),
         "run recipe.yaml --run /proc/limbeck/run",
     ),
+    "a file for a plan": Mistake(
+        ("questions.jsonl: is no folder; choose another --run",),
+        "plan recipe.yaml --run questions.jsonl",
+    ),
+    "a plan for another's folder": run_folder(
+        "plan other.yaml --run runs/small",
+        "runs/small: holds a run of 'small', not 'other'; choose",
+        prepare=lambda f: (f / "other.yaml").write_text(
+            RECIPE.replace("name: small", "name: other")
+        ),
+    ),
+    "a recipe's name in no alphabet": Mistake(
+        ("has a name that is not UTF-8; rename it",),
+        "plan '\udcff.yaml'",
+        lambda folder: (folder / "recipe.yaml").rename(folder / "\udcff.yaml"),
+    ),
+    "a run folder's name in no alphabet": Mistake(
+        ("cannot be made (its name is not UTF-8); choose",), "run recipe.yaml --run '\udcff'"
+    ),
     "a folder that is closed": Mistake(
         ("closed", "ermission denied", "choose"), "run recipe.yaml --run closed",
         lambda folder: (folder / "closed").mkdir(mode=0o555),
@@ -495,6 +514,9 @@ class Warm:
         code, stdout, stderr = json.loads(self.process.stdout.readline())
         return code, stdout, stderr
 
+    def close(self) -> None:
+        self.process.communicate()
+
 
 def outcome(folder: Path, mistake: Mistake, warm: Warm | None) -> Outcome:
     """Makes the folder and the mistake; in a process of its own where there is no warm one."""
@@ -533,7 +555,7 @@ def good(tmp_path_factory) -> tuple[Path, int, str, str]:
 
 @pytest.fixture(scope="module")
 def outcomes(good, tmp_path_factory) -> dict[str, Outcome]:
-    """Every mistake's outcome; every tenth, and what is special, in a fresh process."""
+    """Every mistake's outcome; every fifteenth, and what is special, in a fresh process."""
     global FINISHED
     FINISHED = good[0]
     place = tmp_path_factory.mktemp("mistakes")
@@ -541,15 +563,19 @@ def outcomes(good, tmp_path_factory) -> dict[str, Outcome]:
     (place / "no_torch" / "torch.py").write_text("raise ImportError('not needed here')\n")
     fresh, usual = [], []
     for number, (name, mistake) in enumerate(MISTAKES.items()):
-        special = number % 10 == 0 or mistake.computes or mistake.needs_torch or mistake.env
+        special = number % 15 == 0 or mistake.computes or mistake.needs_torch or mistake.env
         (fresh if special else usual).append((name, place / str(number)))
 
     def some(names: list[tuple[str, Path]], warm: Warm | None) -> dict[str, Outcome]:
         return {name: outcome(folder, MISTAKES[name], warm) for name, folder in names}
 
-    with ThreadPoolExecutor(2) as pool:
-        halves = [pool.submit(some, usual, Warm(place)), pool.submit(some, fresh, None)]
-        return halves[0].result() | halves[1].result()
+    warm = Warm(place)
+    with ThreadPoolExecutor(3) as pool:
+        parts = [(usual, warm), (fresh[::2], None), (fresh[1::2], None)]
+        found = [pool.submit(some, *part) for part in parts]
+        every = {name: made for part in found for name, made in part.result().items()}
+    warm.close()
+    return every
 
 
 @pytest.mark.parametrize("name", MISTAKES)
