@@ -137,6 +137,7 @@ def main() -> None:
     """Runs a command; mistakes of the user become one line each and exit code 2."""
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
+    sys.path.append("")  # a plug-in of one's own may lie in the working folder
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal of another alphabet
