@@ -7,6 +7,7 @@ Equal records are the same stage; a larger extent is more of the same; anything 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from limbeck.errors import UserError, UserErrors
 from limbeck.plugins import package_hash, plugins, source_hash
 from limbeck.recipe import TABLES, Recipe, Stage
 
+HASH = re.compile(r"\b[0-9a-f]{16}\b")
 State = Literal["done", "new", "resume", "extend", "stale"]
 
 
@@ -190,7 +192,8 @@ def _changes(before: Any, after: Any, key: str = "") -> Iterator[str]:
         was, now = ("its default" if value is None else value for value in (before, after))
         plain = [isinstance(value, bool | int | float) for value in (was, now)]
         words = [isinstance(value, str) and len(value) < 40 for value in (was, now)]
-        if all(p or w for p, w in zip(plain, words, strict=True)) and "source" not in key:
+        hashes = any(HASH.search(str(value)) for value in (was, now))
+        if all(p or w for p, w in zip(plain, words, strict=True)) and not hashes:
             yield f"{key} was {was}, is {now}"
         else:
             yield f"{key} changed"
