@@ -227,7 +227,7 @@ def test_number_is_quick_on_long_nonsense(piece):
     assert time.process_time() - began < 2
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="needs shared/data")
+@pytest.mark.skipif(not DATA.exists(), reason="set LIMBECK_TEST_DATA to the test data")
 def test_number_agrees_with_gsm8k_labels():
     with gzip.open(DATA / "gsm8k" / "model_solutions.jsonl.gz", "rt") as lines:
         for row in map(json.loads, lines):
@@ -363,7 +363,7 @@ def test_math_without_anything_to_compare():
     assert math.verify(problem("x^2"), trace(r"\boxed{\text{?}}")).correct is False
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="needs shared/data")
+@pytest.mark.skipif(not DATA.exists(), reason="set LIMBECK_TEST_DATA to the test data")
 def test_math500_solutions_are_right_and_quick():
     rows = [json.loads(line) for line in (DATA / "math" / "math500.jsonl").open()]
     assert all(math.verify(problem(r["answer"]), trace(r["solution"])).correct for r in rows)
