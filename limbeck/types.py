@@ -7,7 +7,7 @@ K key heads · E head width · C hidden width · V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -78,11 +78,20 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; temperature 0 is greedy."""
+    """How tokens are drawn; one meaning in every engine.
+
+    Logits are divided by `temperature` (0 is greedy); of their softmax the `top_k` most probable
+    stay (None: all), of these, renormalised, the fewest that hold `top_p`, and of these what is at
+    least `min_p` times as probable as the first. A text ends before the first of its `stop`
+    strings, which is not part of it, and at `max_tokens`.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 1024
+    top_k: int | None = None
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,20 @@ class Request:
     problem: Problem
     index: int
     seed: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A given token sequence (L,) as a model sees it.
+
+    `logprobs` (L,), natural log at temperature 1, of each token after those before it; that of the
+    first, which nothing foretells, is None. `top_ids` and `top_logprobs` (L, k): what was likeliest
+    in its place, most likely first; empty in the first.
+    """
+
+    logprobs: tuple[float | None, ...]
+    top_ids: tuple[tuple[int, ...], ...]
+    top_logprobs: tuple[tuple[float, ...], ...]
 
 
 class Generator(Protocol):
@@ -106,3 +129,15 @@ class Generator(Protocol):
     costs_money: bool
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Trace]: ...
+
+
+class Scorer(Protocol):
+    """An engine that tells how likely given tokens are: local models, vLLM."""
+
+    def score(self, sequences: Sequence[Sequence[int]], num_top: int = 0) -> Iterator[Scored]: ...
+
+
+class WeightLoader(Protocol):
+    """An engine whose model can learn while it runs: what RL samples from."""
+
+    def load_weights(self, weights: Mapping[str, Any]) -> None: ...

@@ -5,11 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
 
 from limbeck import ledger, store, tables
+from limbeck.config import StageConfig
 from limbeck.folder import StageFolder
 from limbeck.journal import Journal
 from limbeck.types import Generator, Problem, Request, Sampling, Trace
+
+
+class SamplingConfig(StageConfig):
+    """The knobs of `types.Sampling` as a stage's."""
+
+    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draws from the smallest set of tokens that holds this share of the probability."""
+    top_k: PositiveInt | None = None
+    """Draws from this many of the most probable tokens."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Leaves out tokens less probable than this share of the most probable one's."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """A text ends before the first of these."""
+    max_tokens: PositiveInt = 1024
+    """A text that has not ended by then is truncated, and says so."""
+
+    def sampling(self) -> Sampling:
+        """The same for an engine."""
+        return Sampling(
+            self.temperature, self.top_p, self.max_tokens, self.top_k, self.min_p, self.stop
+        )
 
 
 def requests_for(

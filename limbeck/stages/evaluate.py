@@ -8,8 +8,8 @@ from typing import Annotated, Any, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from limbeck import ledger, metrics, tables
-from limbeck.config import Extent, ProblemsPath, StageConfig
-from limbeck.engines.sampling import requests_for, write_missing
+from limbeck.config import Extent, ProblemsPath
+from limbeck.engines.sampling import SamplingConfig, requests_for, write_missing
 from limbeck.folder import StageFolder
 from limbeck.plugins import EngineChoice
 from limbeck.types import Generator, Problem, Sampling, Trace, Verdict
@@ -21,7 +21,7 @@ EXTENDS = True
 USES = ("limbeck.verifiers",)
 
 
-class Config(StageConfig):
+class Config(SamplingConfig):
     engine: EngineChoice
     """The model under test."""
     problems: Annotated[dict[str, ProblemsPath], Field(min_length=1)]
@@ -47,8 +47,8 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     """Writes the answers of each metric, and `scores`, one row per split, metric and problem."""
     splits = {name: tables.read_problems(path) for name, path in config.problems.items()}
     engine: Generator = config.engine()
-    drawn = Sampling(config.temperature, config.top_p, config.max_tokens)
-    greedy = Sampling(0.0, 1.0, config.max_tokens)
+    drawn = config.sampling()
+    greedy = Sampling(0.0, max_tokens=config.max_tokens, stop=config.stop)
     rounds = [("pass_at_1", drawn, config.num_samples), ("greedy", greedy, int(config.greedy))]
     rows = []
     for metric, sampling, num_samples in rounds:
