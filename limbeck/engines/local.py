@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +12,9 @@ from limbeck.config import HowRun, ModelPath
 
 if TYPE_CHECKING:
     from limbeck.engines.decode import LocalEngine
+    from limbeck.engines.foreign import ForeignEngine
+
+logger = logging.getLogger(__name__)
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 
@@ -21,20 +25,23 @@ def connect(
     batch_rows: HowRun[PositiveInt] = 512,
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: HowRun[Device] = "auto",
-) -> LocalEngine:
+) -> LocalEngine | ForeignEngine:
     """The model in the folder `model`, writing up to `batch_rows` texts at once.
 
     `device` is torch's word for it; "auto" takes a GPU where there is one.
     """
     from limbeck import models
     from limbeck.engines.decode import LocalEngine
+    from limbeck.engines.decoder.weights import cannot_read
+    from limbeck.engines.foreign import ForeignEngine
 
-    return LocalEngine(
-        models.load_model(model, dtype=dtype, device=device),
-        models.load_tokenizer(model),
-        name=signature(model),
-        batch_rows=batch_rows,
-    )
+    loaded = models.load_model(model, dtype=dtype, device=device)
+    tokenizer, name = models.load_tokenizer(model), signature(model)
+    if reason := cannot_read(loaded.config):
+        told = "%s is written with transformers' own generate, several times slower: %s"
+        logger.warning(told, name, reason)
+        return ForeignEngine(loaded, tokenizer, name=name, batch_rows=batch_rows)
+    return LocalEngine(loaded, tokenizer, name=name, batch_rows=batch_rows)
 
 
 def signature(model: str) -> str:

@@ -232,6 +232,20 @@ def saved(out: Path, newest: int) -> Iterator[str]:
 # -- writing ------------------------------------------------------------------------------------
 
 
+class BrokenHead:
+    """A model's head whose logits break in the second part, in one row at one token."""
+
+    def __init__(self, head: Any, point: Point) -> None:
+        self.head, self.weight, self.point, self.calls = head, head.weight, point, 0
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        logits = self.head(hidden).clone()
+        if self.calls == self.point.step + 12:
+            logits[-1, 7] = self.point.value
+        return logits
+
+
 def break_writing(world: World, point: Point, out: Path) -> list[str]:
     """An engine whose logits break in one row at one token: no trace of its batch is kept."""
     wrong: list[str] = []
@@ -249,18 +263,8 @@ def break_writing(world: World, point: Point, out: Path) -> list[str]:
     engine = decode.LocalEngine(model, tokenizer, name="tiny", batch_rows=4)
     engine.stops = ()  # so that every text reaches the token in question
     write = partial(write_missing, engine, requests, sampling, out / "traces", folder, 4)
-    real, calls = decode.forward, 0
-
-    def forward(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        logits = real(*arguments)
-        if calls == point.step + 12:  # in the second part
-            logits = logits.clone()
-            logits[-1, 7] = point.value
-        return logits
-
-    decode.forward = forward  # type: ignore
+    head = engine.decoder.head
+    engine.decoder.head = BrokenHead(head, point)  # type: ignore
     try:
         write()
         return ["it was not noticed"]
@@ -269,7 +273,7 @@ def break_writing(world: World, point: Point, out: Path) -> list[str]:
         if not named:
             wrong.append(f"said {error}")
     finally:
-        decode.forward = real
+        engine.decoder.head = head
     if len(tables.parts(out / "traces")) != 1:
         wrong.append(f"{len(tables.parts(out / 'traces'))} parts were kept, not the first alone")
     write()

@@ -1,0 +1,448 @@
+// What a decode step does between its matrix products, on a CPU: normalise, rotate, append to the
+// cache, attend, gate. `kernel.py` compiles this file and calls it; `plain.py` does the same with
+// torch's operations and is what it is tested against.
+//
+// Shapes: B rows, H heads, K key heads, E head width (a multiple of 16), C hidden width.
+// T is float or bfloat16 (its 16 bits); every sum is in float.
+// Keys lie in blocks of 16 positions, (slots, K, capacity / 16, E, 16), so that 16 scores grow in
+// the lanes of one register; values lie as they come, (slots, K, capacity, E).
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+typedef float Lanes __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef uint16_t bf16;
+
+static inline Lanes load(const float *from) {
+    Lanes lanes;
+    memcpy(&lanes, from, sizeof lanes);
+    return lanes;
+}
+
+static inline Lanes load(const bf16 *from) {
+    Halves halves;
+    memcpy(&halves, from, sizeof halves);
+    Words words = __builtin_convertvector(halves, Words) << 16;
+    return (Lanes)words;
+}
+
+static inline float value_of(float value) { return value; }
+
+static inline float value_of(bf16 bits) {
+    uint32_t word = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &word, sizeof value);
+    return value;
+}
+
+static inline void store(float *to, Lanes lanes) { memcpy(to, &lanes, sizeof lanes); }
+
+static inline void store(bf16 *to, Lanes lanes) {
+    Words words = (Words)lanes;
+    Words nearest = (words + 0x7fff + ((words >> 16) & 1)) >> 16;  // ties to even
+    Words is_nan = (Words)(lanes != lanes);
+    Halves halves = __builtin_convertvector((nearest & ~is_nan) | (is_nan & 0x7fc0), Halves);
+    memcpy(to, &halves, sizeof halves);
+}
+
+static inline float total(Lanes lanes) {
+    float sum = 0;
+    for (int i = 0; i < 16; i++) sum += lanes[i];
+    return sum;
+}
+
+static inline Lanes all(float value) { return value - Lanes{}; }
+
+// e^x to 2e-7: 2^n for the whole part of x log2(e), a polynomial for the rest.
+static inline Lanes exponential(Lanes x) {
+    x = x < -87.0f ? all(-87.0f) : (x > 88.0f ? all(88.0f) : x);
+    Lanes scaled = x * 1.44269504f;
+    Ints whole = __builtin_convertvector(scaled + (scaled < 0 ? all(-0.5f) : all(0.5f)), Ints);
+    Lanes n = __builtin_convertvector(whole, Lanes);
+    Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Lanes p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * (Lanes)((whole + 127) << 23);
+}
+
+// hidden (B, C) += added (B, C), if there is one; out = hidden / rms(hidden) * weight
+// (Zhang & Sennrich 2019, 1910.07467).
+template <typename T>
+static void add_norm(float *hidden, const T *added, const float *weight, float epsilon, T *out,
+                     int rows, int width, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int row = 0; row < rows; row++) {
+        float *x = hidden + (int64_t)row * width;
+        T *y = out + (int64_t)row * width;
+        Lanes squares = {};
+        for (int c = 0; c < width; c += 16) {
+            Lanes lanes = load(x + c);
+            if (added) store(x + c, lanes += load(added + (int64_t)row * width + c));
+            squares += lanes * lanes;
+        }
+        float scale = 1.0f / std::sqrt(total(squares) / width + epsilon);
+        for (int c = 0; c < width; c += 16) store(y + c, load(x + c) * scale * load(weight + c));
+    }
+}
+
+// out (B, I) = silu(both[:, :I]) * both[:, I:] (Shazeer 2020, 2002.05202).
+template <typename T>
+static void gate(const T *both, T *out, int rows, int width, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int row = 0; row < rows; row++) {
+        const T *gates = both + (int64_t)row * 2 * width, *ups = gates + width;
+        T *y = out + (int64_t)row * width;
+        for (int c = 0; c < width; c += 16) {
+            Lanes x = load(gates + c);
+            store(y + c, x / (1.0f + exponential(-x)) * load(ups + c));
+        }
+    }
+}
+
+// One head (E): normalised if there is a weight, then rotated by half if there are angles.
+template <typename T>
+static void turned(const T *head, const float *norm, float epsilon, const float *cosines,
+                   const float *sines, int width, float *out) {
+    Lanes squares = {};
+    for (int e = 0; e < width; e += 16) {
+        Lanes lanes = load(head + e);
+        squares += lanes * lanes;
+        store(out + e, lanes);
+    }
+    if (norm) {
+        float scale = 1.0f / std::sqrt(total(squares) / width + epsilon);
+        for (int e = 0; e < width; e += 16) store(out + e, load(out + e) * scale * load(norm + e));
+    }
+    if (cosines) {
+        int half = width / 2;
+        for (int e = 0; e < half; e++) {
+            float first = out[e], second = out[e + half];
+            out[e] = first * cosines[e] - second * sines[e];
+            out[e + half] = second * cosines[e] + first * sines[e];
+        }
+    }
+}
+
+// scores (G, stride) of G queries (G, E) against the keys of positions [first, end), 16 at a time.
+template <typename T, int G>
+static void scores_of(const float *queries, const T *keys, int width, int first, int end,
+                      float *scores, int stride) {
+    for (int block = first / 16; block * 16 < end; block++) {
+        const T *key = keys + (int64_t)block * width * 16;
+        Lanes even[G] = {}, odd[G] = {};  // two chains, as one would wait for itself
+        for (int e = 0; e < width; e += 2) {
+            Lanes lanes = load(key + e * 16), next = load(key + e * 16 + 16);
+            for (int g = 0; g < G; g++) {
+                even[g] += queries[g * width + e] * lanes;
+                odd[g] += queries[g * width + e + 1] * next;
+            }
+        }
+        for (int g = 0; g < G; g++) store(scores + g * stride + block * 16, even[g] + odd[g]);
+    }
+}
+
+// out (G, E) += shares (G, stride) of positions [first, end) times their values; W lanes of E.
+template <typename T, int G, int W>
+static void add_values(const float *shares, int stride, const T *values, int width, int first,
+                       int end, float *out) {
+    Lanes sums[G][W];
+    for (int g = 0; g < G; g++)
+        for (int w = 0; w < W; w++) sums[g][w] = load(out + g * width + w * 16);
+    for (int position = first; position < end; position++)
+        for (int w = 0; w < W; w++) {
+            Lanes lanes = load(values + (int64_t)position * width + w * 16);
+            for (int g = 0; g < G; g++) sums[g][w] += shares[g * stride + position] * lanes;
+        }
+    for (int g = 0; g < G; g++)
+        for (int w = 0; w < W; w++) store(out + g * width + w * 16, sums[g][w]);
+}
+
+// A stretch of the cache that a row sees: positions [first, end) of one slot and key head.
+template <typename T> struct Stretch {
+    const T *keys, *values;
+    int first, end, offset;  // its scores begin at `offset`
+};
+
+// out (G, E): softmax attention of G heads that share a key head over two stretches.
+template <typename T, int G>
+static void attend_head(const float *queries, const Stretch<T> *stretches, int width, float *scores,
+                        int stride, float *out) {
+    for (int s = 0; s < 2; s++) {
+        const Stretch<T> &part = stretches[s];
+        float *mine = scores + part.offset;
+        scores_of<T, G>(queries, part.keys, width, part.first, part.end, mine, stride);
+        for (int g = 0; g < G; g++) {  // lanes of the first and last block that are not seen
+            for (int i = part.first & ~15; i < part.first; i++) mine[g * stride + i] = -INFINITY;
+            for (int i = part.end; i & 15; i++) mine[g * stride + i] = -INFINITY;
+        }
+    }
+    for (int g = 0; g < G; g++) {
+        Lanes most = all(-INFINITY);
+        float sum = 0;
+        for (int s = 0; s < 2; s++)
+            for (int i = stretches[s].first & ~15; i < stretches[s].end; i += 16) {
+                Lanes lanes = load(scores + g * stride + stretches[s].offset + i);
+                most = lanes > most ? lanes : most;
+            }
+        float highest = most[0];
+        for (int i = 1; i < 16; i++) highest = most[i] > highest ? most[i] : highest;
+        Lanes sums = {};
+        for (int s = 0; s < 2; s++)
+            for (int i = stretches[s].first & ~15; i < stretches[s].end; i += 16) {
+                float *place = scores + g * stride + stretches[s].offset + i;
+                Lanes shares = exponential(load(place) - highest);
+                store(place, shares);
+                sums += shares;
+            }
+        sum = total(sums);
+        for (int e = 0; e < width; e++) out[g * width + e] = 0;
+        for (int s = 0; s < 2; s++)
+            for (int i = stretches[s].first & ~15; i < stretches[s].end; i += 16) {
+                float *place = scores + g * stride + stretches[s].offset + i;
+                store(place, load(place) / sum);
+            }
+    }
+    for (int s = 0; s < 2; s++) {
+        const Stretch<T> &part = stretches[s];
+        const float *mine = scores + part.offset;
+        int e = 0;
+        for (; e + 64 <= width; e += 64)
+            add_values<T, G, 4>(mine, stride, part.values + e, width, part.first, part.end, out + e);
+        for (; e < width; e += 16)
+            add_values<T, G, 1>(mine, stride, part.values + e, width, part.first, part.end, out + e);
+    }
+}
+
+struct Shape {
+    int32_t rows, heads, key_heads, width, window, threads;  // window 0: everything is seen
+    int32_t prompt_capacity, own_capacity;                   // positions of a slot, multiples of 16
+    float scale, epsilon;
+};
+
+// One new token for each of B rows: qkv (B, (H + 2 K) E) gives its queries, and its key and value,
+// which are appended to the row's own slot; out (B, H E). A row sees its prompt's slot, which it
+// shares with others, and its own. positions (B) counts both.
+template <typename T>
+static void attend(const Shape &shape, const T *qkv, const float *query_norm, const float *key_norm,
+                   const float *cosines, const float *sines, const int32_t *positions,
+                   const int32_t *prompt_slots, const int32_t *prompt_lengths,
+                   const int32_t *own_slots, const T *prompt_keys, const T *prompt_values,
+                   T *own_keys, T *own_values, T *out) {
+    const int H = shape.heads, K = shape.key_heads, E = shape.width, group = H / K;
+#pragma omp parallel for num_threads(shape.threads) if (shape.threads > 1) schedule(dynamic, 4)
+    for (int row = 0; row < shape.rows; row++) {
+        const int position = positions[row], prompted = prompt_lengths[row];
+        const int own = position - prompted;  // where the new token goes
+        const int from = shape.window && position >= shape.window ? position - shape.window + 1 : 0;
+        const int64_t angle = (int64_t)position * (E / 2);
+        const float *cosine = cosines ? cosines + angle : nullptr;
+        const float *sine = sines ? sines + angle : nullptr;
+        const T *query = qkv + (int64_t)row * (H + 2 * K) * E;
+        const T *key = query + H * E, *value = key + K * E;
+        const int room = (prompted + 15) / 16 * 16, stride = room + own / 16 * 16 + 16;
+        std::vector<float> space((int64_t)group * (2 * E + stride) + E);
+        float *queries = space.data(), *made = queries + group * E, *turned_key = made + group * E;
+        float *scores = turned_key + E;
+        for (int k = 0; k < K; k++) {
+            const int64_t prompt_at =
+                ((int64_t)prompt_slots[row] * K + k) * shape.prompt_capacity * E;
+            const int64_t own_at = ((int64_t)own_slots[row] * K + k) * shape.own_capacity * E;
+            turned(key + k * E, key_norm, shape.epsilon, cosine, sine, E, turned_key);
+            T *column = own_keys + own_at + (int64_t)(own / 16) * E * 16 + own % 16;
+            T *line = own_values + own_at + (int64_t)own * E, rounded[16];
+            for (int e = 0; e < E; e += 16) {
+                store(rounded, load(turned_key + e));
+                for (int i = 0; i < 16; i++) column[(e + i) * 16] = rounded[i];
+                store(line + e, load(value + k * E + e));
+            }
+            for (int g = 0; g < group; g++) {
+                float *head = queries + g * E;
+                turned(query + (k * group + g) * E, query_norm, shape.epsilon, cosine, sine, E,
+                       head);
+                for (int e = 0; e < E; e++) head[e] *= shape.scale;
+            }
+            const Stretch<T> stretches[2] = {
+                {prompt_keys + prompt_at, prompt_values + prompt_at, from < prompted ? from : prompted,
+                 prompted, 0},
+                {own_keys + own_at, own_values + own_at, from > prompted ? from - prompted : 0,
+                 own + 1, room}};
+            int g = 0;
+            for (; g + 4 <= group; g += 4)
+                attend_head<T, 4>(queries + g * E, stretches, E, scores, stride, made + g * E);
+            for (; g + 3 <= group; g += 3)
+                attend_head<T, 3>(queries + g * E, stretches, E, scores, stride, made + g * E);
+            for (; g + 2 <= group; g += 2)
+                attend_head<T, 2>(queries + g * E, stretches, E, scores, stride, made + g * E);
+            for (; g < group; g++)
+                attend_head<T, 1>(queries + g * E, stretches, E, scores, stride, made + g * E);
+            T *to = out + ((int64_t)row * H + k * group) * E;
+            for (int e = 0; e < group * E; e += 16) store(to + e, load(made + e));
+        }
+    }
+}
+
+// Which of a row's V weights (the largest is 1) the filters keep: all above `weight`, and of those
+// equal to it the first `ties`. `mass` is what they weigh together.
+struct Kept {
+    float weight;
+    int ties;
+    double mass;
+};
+
+static const int BUCKETS = 1024;  // eighths of an octave: 128 octaves below 1 hold every float
+
+static inline int bucket_of(float weight) {
+    int32_t bits;
+    memcpy(&bits, &weight, sizeof bits);
+    int bucket = (0x3f800000 - bits) >> 20;
+    return bucket < 0 ? 0 : bucket < BUCKETS ? bucket : BUCKETS - 1;
+}
+
+// The heaviest weights, at most `most` of them, as few as weigh `mass` together: by a histogram,
+// of which only the bucket that the border runs through is sorted.
+static Kept heaviest(const float *weights, int vocabulary, int most, double mass) {
+    std::vector<double> sums(BUCKETS, 0.0);
+    std::vector<int> counts(BUCKETS, 0);
+    for (int v = 0; v < vocabulary; v++) {
+        int bucket = bucket_of(weights[v]);
+        sums[bucket] += weights[v];
+        counts[bucket]++;
+    }
+    double before = 0;
+    int taken = 0, border = 0;
+    while (border < BUCKETS - 1 && taken + counts[border] < most && before + sums[border] < mass) {
+        before += sums[border];
+        taken += counts[border++];
+    }
+    std::vector<float> inside;
+    for (int v = 0; v < vocabulary; v++)
+        if (bucket_of(weights[v]) == border) inside.push_back(weights[v]);
+    std::sort(inside.begin(), inside.end(), std::greater<float>());
+    Kept kept = {0.0f, vocabulary, before};
+    for (float weight : inside) {
+        if (taken >= most || kept.mass >= mass) break;
+        kept.ties = weight == kept.weight ? kept.ties + 1 : 1;
+        kept.weight = weight;
+        kept.mass += weight;
+        taken++;
+    }
+    return kept;
+}
+
+// Temperature, then top-k, then the nucleus of what remains, then min-p, and a draw from the rest
+// at `uniform` by the inverse of its distribution function, tokens in their order. At temperature 0
+// the likeliest. Gives the token, and its log-probability under what was drawn from (at
+// temperature 0 the model's own). `draw.py` says the same with torch's operations.
+template <typename T>
+static int64_t draw_row(const T *logits, int vocabulary, float temperature, double top_p,
+                        int64_t top_k, float min_p, double uniform, float *weights,
+                        float *logprob) {
+    Lanes most = all(-INFINITY);
+    int v = 0;
+    for (; v + 16 <= vocabulary; v += 16) {
+        Lanes lanes = load(logits + v);
+        most = lanes > most ? lanes : most;
+    }
+    float highest = most[0];
+    for (int i = 1; i < 16; i++) highest = most[i] > highest ? most[i] : highest;
+    T rest[16] = {};
+    int left = vocabulary - v;
+    memcpy(rest, logits + v, left * sizeof(T));
+    Lanes last = load(rest);
+    for (int i = 0; i < left; i++) highest = last[i] > highest ? last[i] : highest;
+
+    const float cold = temperature > 0 ? 1.0f / temperature : 1.0f;
+    double mass = 0;
+    for (v = 0; v + 16 <= vocabulary; v += 16) {
+        Lanes lanes = exponential((load(logits + v) - highest) * cold);
+        store(weights + v, lanes);
+        mass += total(lanes);
+    }
+    Lanes lanes = exponential((last - highest) * cold);
+    for (int i = 0; i < left; i++) mass += weights[v + i] = lanes[i];
+
+    if (!(mass < INFINITY)) {  // a logit that is not finite: no draw, and whoever asked will see
+        *logprob = NAN;
+        return 0;
+    }
+    if (temperature == 0) {
+        for (v = 0; v < vocabulary; v++)
+            if (value_of(logits[v]) == highest) break;
+        *logprob = -std::log(mass);
+        return v;
+    }
+    Kept kept = {0.0f, vocabulary, mass};
+    if (top_k < vocabulary) kept = heaviest(weights, vocabulary, top_k, INFINITY);
+    if (top_p < 1) {
+        Kept nucleus = heaviest(weights, vocabulary, top_k, top_p * kept.mass);
+        if (nucleus.mass < kept.mass) kept = nucleus;
+    }
+    if (min_p > kept.weight) {  // among equals all stay, so only what lies below goes
+        kept = {min_p, vocabulary, 0};
+        for (v = 0; v < vocabulary; v++) kept.mass += weights[v] >= min_p ? weights[v] : 0;
+    }
+    const double target = uniform * kept.mass;
+    double sum = 0;
+    int ties = 0, found = 0;
+    for (v = 0; v < vocabulary && !(sum > target); v++) {
+        float weight = weights[v];
+        if (weight < kept.weight || (weight == kept.weight && ties++ >= kept.ties)) continue;
+        sum += weight;
+        found = v;
+    }
+    *logprob = std::log(weights[found] / kept.mass);
+    return found;
+}
+
+template <typename T>
+static void draw(const T *logits, const float *temperature, const double *top_p,
+                 const int64_t *top_k, const float *min_p, const double *uniforms, int64_t *tokens,
+                 float *logprobs, int rows, int vocabulary, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int row = 0; row < rows; row++) {
+        std::vector<float> weights(vocabulary + 16);
+        tokens[row] = draw_row<T>(logits + (int64_t)row * vocabulary, vocabulary, temperature[row],
+                                  top_p[row], top_k[row], min_p[row], uniforms[row],
+                                  weights.data(), logprobs + row);
+    }
+}
+
+#define EXPORT(T, name)                                                                            \
+    extern "C" void add_norm_##name(float *hidden, const T *added, const float *weight,           \
+                                    float epsilon, T *out, int rows, int width, int threads) {     \
+        add_norm<T>(hidden, added, weight, epsilon, out, rows, width, threads);                    \
+    }                                                                                              \
+    extern "C" void gate_##name(const T *both, T *out, int rows, int width, int threads) {         \
+        gate<T>(both, out, rows, width, threads);                                                  \
+    }                                                                                              \
+    extern "C" void draw_##name(const T *logits, const float *temperature, const double *top_p,   \
+                                const int64_t *top_k, const float *min_p, const double *uniforms,  \
+                                int64_t *tokens, float *logprobs, int rows, int vocabulary,        \
+                                int threads) {                                                     \
+        draw<T>(logits, temperature, top_p, top_k, min_p, uniforms, tokens, logprobs, rows,        \
+                vocabulary, threads);                                                              \
+    }                                                                                              \
+    extern "C" void attend_##name(                                                                 \
+        const Shape *shape, const T *qkv, const float *query_norm, const float *key_norm,          \
+        const float *cosines, const float *sines, const int32_t *positions,                        \
+        const int32_t *prompt_slots, const int32_t *prompt_lengths, const int32_t *own_slots,      \
+        const T *prompt_keys, const T *prompt_values, T *own_keys, T *own_values, T *out) {        \
+        attend<T>(*shape, qkv, query_norm, key_norm, cosines, sines, positions, prompt_slots,      \
+                  prompt_lengths, own_slots, prompt_keys, prompt_values, own_keys, own_values,     \
+                  out);                                                                            \
+    }
+
+EXPORT(float, float32)
+EXPORT(bf16, bfloat16)
