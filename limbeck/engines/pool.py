@@ -24,6 +24,17 @@ from limbeck.engines.draw import Knobs, uniform
 PREFILL_TOKENS = 8192  # read at once, padding included; bounds the memory of long prompts
 DRAW_NUMBERS = 4_000_000  # logits looked at in one go; bounds the memory of large vocabularies
 
+ROW = np.dtype(
+    [
+        ("slot", np.int32),  # where its keys and values grow
+        ("prompt", np.int32),  # the slot of its prompt's
+        ("prompted", np.int32),  # the prompt's tokens
+        ("written", np.int32),  # its own tokens
+        ("limit", np.int32),  # how many of them there may be
+        ("seed", np.uint64),
+    ]
+)
+
 
 @dataclass(eq=False)
 class Read:
@@ -56,7 +67,8 @@ class Pool:
     ) -> None:
         self.decoder, self.operations = decoder, operations
         self.stops, self.decode = frozenset(stops), decode
-        self.num_rows, self.longest_own, self.refill = num_rows, longest_own, refill
+        self.num_rows, self.refill = num_rows, refill
+        self.longest_prompt, self.longest_own = longest_prompt, longest_own
         self.cache = Cache.empty(
             decoder,
             num_prompts=num_prompts,
@@ -70,13 +82,8 @@ class Pool:
         self.prompts: dict[tuple[int, ...], Read] = {}
         self.free_prompts = list(range(num_prompts))[::-1]  # the lowest last, and taken first
         self.free_rows = list(range(num_rows))[::-1]
-        self.drafts: list[Draft] = []  # those that write; what follows is theirs, row by row
-        self.slots: NDArray[np.int32] = np.empty(0, np.int32)
-        self.seeds: NDArray[np.uint64] = np.empty(0, np.uint64)
-        self.limits: NDArray[np.int64] = np.empty(0, np.int64)
-        self.written: NDArray[np.int32] = np.empty(0, np.int32)
-        self.prompted: NDArray[np.int32] = np.empty(0, np.int32)
-        self.prompt_slots: NDArray[np.int32] = np.empty(0, np.int32)
+        self.drafts: list[Draft] = []  # those that write; what follows is theirs, row by row (B,)
+        self.rows = np.empty(0, ROW)
         self.hidden = decoder.embedding.new_empty(0, decoder.embedding.shape[1])  # (B, C)
         self.knobs: Knobs | None = None  # None: the rows have changed
 
@@ -90,7 +97,7 @@ class Pool:
 
     def add(self, draft: Draft) -> None:
         """To the end of the queue."""
-        assert draft.prompt
+        assert 0 < len(draft.prompt) <= self.longest_prompt
         self.queue.append(draft)
 
     def drop(self, draft: Draft) -> None:
@@ -107,7 +114,7 @@ class Pool:
         if not self.drafts:
             return []
         moved, tokens = self.drafts, self._draw()
-        self.written += 1
+        self.rows["written"] += 1
         goes_on = np.array([draft.finish is None for draft in moved])
         if not goes_on.all():
             self._keep(goes_on)
@@ -118,10 +125,11 @@ class Pool:
 
     def _decode(self, tokens: NDArray[np.int64]) -> Tensor:
         rows = Rows(
-            positions=self.prompted + self.written - 1,
-            prompts=self.prompt_slots,
-            prompted=self.prompted,
-            slots=self.slots,
+            positions=self.rows["prompted"] + self.rows["written"] - 1,
+            prompts=self.rows["prompt"].copy(),
+            prompted=self.rows["prompted"].copy(),
+            slots=self.rows["slot"].copy(),
+            device=self.decoder.device,
         )
         ids = torch.from_numpy(tokens).to(self.decoder.device)
         return decode(self.decoder, ids, self.cache, rows, self.operations)
@@ -133,7 +141,7 @@ class Pool:
         if self.knobs is None:
             samplings = [draft.sampling for draft in self.drafts]
             self.knobs = Knobs.of(samplings, len(weight), device)
-        uniforms = torch.from_numpy(uniform(self.seeds, self.written)).to(device)
+        uniforms = torch.from_numpy(uniform(self.rows["seed"], self.rows["written"])).to(device)
         step = max(1, DRAW_NUMBERS // len(weight))
         tokens, logprobs = [], []
         for start in range(0, len(self.drafts), step):
@@ -151,7 +159,7 @@ class Pool:
         if not np.isfinite(shares).all():
             broken = np.flatnonzero(~np.isfinite(shares))
             raise NotFiniteError([self.drafts[row] for row in broken])
-        limits = self.limits.tolist()
+        limits = self.rows["limit"].tolist()
         rows = zip(self.drafts, taken.tolist(), shares.tolist(), limits, strict=True)
         for draft, token, logprob, limit in rows:
             draft.take(token, logprob, limit, self.stops, self.decode)
@@ -182,41 +190,33 @@ class Pool:
         self._seat(admitted)
 
     def _seat(self, admitted: Sequence[Draft]) -> None:
-        prompts = [self.prompts[draft.prompt] for draft in admitted]
-        lengths = [len(draft.prompt) for draft in admitted]
-        slots = [self.free_rows.pop() for _ in admitted]
-        limits = [
-            min(draft.sampling.max_tokens, self.longest_own, self.decoder.context - length)
-            for draft, length in zip(admitted, lengths, strict=True)
-        ]
-        seeds = [draft.seed for draft in admitted]
+        """A row for each; the first token of its text is drawn from behind its prompt."""
+        seated = []
+        for draft in admitted:
+            length = len(draft.prompt)
+            room = min(self.longest_own, self.decoder.context - length)
+            limit = min(draft.sampling.max_tokens, room)
+            slots = self.free_rows.pop(), self.prompts[draft.prompt].slot
+            seated.append((*slots, length, 0, limit, draft.seed))
         self.drafts = [*self.drafts, *admitted]
-        self.slots = np.append(self.slots, np.array(slots, np.int32))
-        self.seeds = np.append(self.seeds, np.array(seeds, np.uint64))
-        self.limits = np.append(self.limits, np.array(limits, np.int64))
-        self.written = np.append(self.written, np.zeros(len(admitted), np.int32))
-        self.prompted = np.append(self.prompted, np.array(lengths, np.int32))
-        places = np.array([prompt.slot for prompt in prompts], np.int32)
-        self.prompt_slots = np.append(self.prompt_slots, places)
-        self.hidden = torch.cat([self.hidden, *(prompt.hidden[None] for prompt in prompts)])
+        self.rows = np.concatenate([self.rows, np.array(seated, ROW)])
+        behind = [self.prompts[draft.prompt].hidden[None] for draft in admitted]
+        self.hidden = torch.cat([self.hidden, *behind])
         self.knobs = None
 
-    def _keep(self, rows: NDArray[np.bool_]) -> None:
+    def _keep(self, stays: NDArray[np.bool_]) -> None:
         """Frees all rows but these, and the prompts at which nobody looks any more."""
-        for draft, slot, stays in zip(self.drafts, self.slots.tolist(), rows, strict=True):
-            if stays:
-                continue
-            self.free_rows.append(slot)
-            prompt = self.prompts[draft.prompt]
-            prompt.num_rows -= 1
-            if not prompt.num_rows:
-                self.free_prompts.append(self.prompts.pop(draft.prompt).slot)
+        for row in np.flatnonzero(~stays):
+            self.free_rows.append(int(self.rows["slot"][row]))
+            ids = self.drafts[row].prompt
+            self.prompts[ids].num_rows -= 1
+            if not self.prompts[ids].num_rows:
+                self.free_prompts.append(self.prompts.pop(ids).slot)
         self.free_rows.sort(reverse=True)
         self.free_prompts.sort(reverse=True)
-        self.drafts = [draft for draft, stays in zip(self.drafts, rows, strict=True) if stays]
-        for name in ("slots", "seeds", "limits", "written", "prompted", "prompt_slots"):
-            setattr(self, name, getattr(self, name)[rows])
-        self.hidden = self.hidden[torch.from_numpy(rows).to(self.hidden.device)]
+        self.drafts = [self.drafts[row] for row in np.flatnonzero(stays)]
+        self.rows = self.rows[stays]
+        self.hidden = self.hidden[torch.from_numpy(stays).to(self.hidden.device)]
         self.knobs = None
 
 

@@ -21,8 +21,9 @@ from limbeck.engines.decoder.weights import Decoder, Layer
 class Slots:
     """One layer's keys and values, `capacity` positions a slot.
 
-    Values lie as (slots, K, capacity, E). Keys lie so, too, or, with a `block`, as
-    (slots, K, capacity / block, E, block), which is what the compiled kernel reads.
+    Values lie as (slots, K, capacity, E). Keys lie so, too, or, with a `block`, as the compiled
+    kernel reads them: (slots, K, capacity / block, E, block), in bfloat16 with neighbours of E
+    side by side, (slots, K, capacity / block, E / 2, block, 2).
     """
 
     keys: Tensor
@@ -31,11 +32,15 @@ class Slots:
 
     @classmethod
     def empty(cls, num: int, capacity: int, layer: Layer, block: int, like: Tensor) -> Slots:
-        """Zeros: what is not written yet must be numbers. A CPU lends such pages when touched."""
+        """Zeros, as what is not written yet must be numbers; the kernel does not look at it."""
         capacity = -(-capacity // 16) * 16
         shape = (num, layer.key_heads, capacity, layer.width)
-        blocked = (*shape[:2], capacity // block, layer.width, block) if block else shape
-        return cls(like.new_zeros(blocked), like.new_zeros(shape), block)
+        if not block:
+            return cls(like.new_zeros(shape), like.new_zeros(shape), 0)
+        pair = 4 // like.element_size()
+        blocks = (num, layer.key_heads, capacity // block, layer.width // pair, block)
+        keys = like.new_empty(blocks if pair == 1 else (*blocks, pair))
+        return cls(keys, like.new_empty(shape), block)
 
     @property
     def capacity(self) -> int:
@@ -43,13 +48,18 @@ class Slots:
 
     def write(self, slots: Tensor, columns: Tensor, key: Tensor, value: Tensor) -> None:
         """Puts key and value (N, K, E) in the columns (N,) of these slots (N,)."""
+        key = key.to(self.keys.dtype)
         if self.block:
-            self.keys[slots, :, columns // self.block, :, columns % self.block] = key.to(
-                self.keys.dtype
-            )
+            pairs = key.view(*key.shape[:2], self.keys.shape[3], *self.keys.shape[5:])
+            self.keys[slots, :, columns // self.block, :, columns % self.block] = pairs
         else:
-            self.keys[slots, :, columns] = key.to(self.keys.dtype)
+            self.keys[slots, :, columns] = key
         self.values[slots, :, columns] = value.to(self.values.dtype)
+
+    def take(self, slots: Tensor, length: int) -> Slots:
+        """A copy of some slots' first columns; not of blocked ones."""
+        assert not self.block
+        return Slots(self.keys[slots, :, :length], self.values[slots, :, :length], 0)
 
 
 @dataclass
@@ -88,6 +98,18 @@ class Rows:
     prompts: NDArray[np.int32]  # slot of the prompt
     prompted: NDArray[np.int32]  # the prompt's length
     slots: NDArray[np.int32]  # slot of the row's own
+    device: torch.device
+
+    @cached_property
+    def tensors(self) -> list[Tensor]:
+        """Positions, prompts, prompted, slots and ranks on the device, int64."""
+        parts = (self.positions, self.prompts, self.prompted, self.slots, self.ranks)
+        return [torch.from_numpy(part).to(self.device, torch.long) for part in parts]
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        """(the longest prompt, the longest own text with the new token)."""
+        return int(self.prompted.max()), int((self.positions - self.prompted).max()) + 1
 
     @cached_property
     def ranks(self) -> NDArray[np.int64]:

@@ -4,8 +4,9 @@
 //
 // Shapes: B rows, H heads, K key heads, E head width (a multiple of 16), C hidden width.
 // T is float or bfloat16 (its 16 bits); every sum is in float.
-// Keys lie in blocks of 16 positions, (slots, K, capacity / 16, E, 16), so that 16 scores grow in
-// the lanes of one register; values lie as they come, (slots, K, capacity, E).
+// Keys lie in blocks of 16 positions, so that 16 scores grow in the lanes of one register: as
+// (slots, K, capacity / 16, E, 16) in float, as (slots, K, capacity / 16, E / 2, 16, 2) in bfloat16,
+// where one load brings two neighbours of E. Values lie as they come, (slots, K, capacity, E).
 
 #include <algorithm>
 #include <cmath>
@@ -20,6 +21,8 @@ typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
 typedef uint16_t bf16;
 
+static inline void store(float *to, Lanes lanes) { memcpy(to, &lanes, sizeof lanes); }
+
 static inline Lanes load(const float *from) {
     Lanes lanes;
     memcpy(&lanes, from, sizeof lanes);
@@ -33,6 +36,37 @@ static inline Lanes load(const bf16 *from) {
     return (Lanes)words;
 }
 
+// Two registers at once. Of floats, the next 16 and those behind them; of bfloat16, 32 words of 16
+// bits, the first and the second of each pair: a shift and a mask instead of two conversions.
+static inline void load_two(const float *from, Lanes &first, Lanes &second) {
+    first = load(from);
+    second = load(from + 16);
+}
+
+static inline void load_two(const bf16 *from, Lanes &first, Lanes &second) {
+    Words pairs;
+    memcpy(&pairs, from, sizeof pairs);
+    first = (Lanes)(pairs << 16);
+    second = (Lanes)(pairs & 0xffff0000u);
+}
+
+// Where entry e of the key of position i lies in its block.
+static inline int place_of(const float *, int e, int i) { return e * 16 + i; }
+static inline int place_of(const bf16 *, int e, int i) { return e / 2 * 32 + i * 2 + e % 2; }
+
+// 32 sums that grew as `load_two` gave them, added to where they belong.
+static inline void add_two(const float *, float *to, Lanes first, Lanes second) {
+    store(to, load(to) + first);
+    store(to + 16, load(to + 16) + second);
+}
+
+static inline void add_two(const bf16 *, float *to, Lanes first, Lanes second) {
+    for (int i = 0; i < 16; i++) {
+        to[2 * i] += first[i];
+        to[2 * i + 1] += second[i];
+    }
+}
+
 static inline float value_of(float value) { return value; }
 
 static inline float value_of(bf16 bits) {
@@ -41,8 +75,6 @@ static inline float value_of(bf16 bits) {
     memcpy(&value, &word, sizeof value);
     return value;
 }
-
-static inline void store(float *to, Lanes lanes) { memcpy(to, &lanes, sizeof lanes); }
 
 static inline void store(bf16 *to, Lanes lanes) {
     Words words = (Words)lanes;
@@ -143,7 +175,8 @@ static void scores_of(const float *queries, const T *keys, int width, int first,
         const T *key = keys + (int64_t)block * width * 16;
         Lanes even[G] = {}, odd[G] = {};  // two chains, as one would wait for itself
         for (int e = 0; e < width; e += 2) {
-            Lanes lanes = load(key + e * 16), next = load(key + e * 16 + 16);
+            Lanes lanes, next;
+            load_two(key + e * 16, lanes, next);
             for (int g = 0; g < G; g++) {
                 even[g] += queries[g * width + e] * lanes;
                 odd[g] += queries[g * width + e + 1] * next;
@@ -153,20 +186,35 @@ static void scores_of(const float *queries, const T *keys, int width, int first,
     }
 }
 
-// out (G, E) += shares (G, stride) of positions [first, end) times their values; W lanes of E.
+// out (G, 32 W) += shares (G, stride) of positions [first, end) times 32 W entries of their values.
 template <typename T, int G, int W>
 static void add_values(const float *shares, int stride, const T *values, int width, int first,
                        int end, float *out) {
-    Lanes sums[G][W];
-    for (int g = 0; g < G; g++)
-        for (int w = 0; w < W; w++) sums[g][w] = load(out + g * width + w * 16);
+    Lanes sums[G][2 * W] = {};
     for (int position = first; position < end; position++)
         for (int w = 0; w < W; w++) {
-            Lanes lanes = load(values + (int64_t)position * width + w * 16);
-            for (int g = 0; g < G; g++) sums[g][w] += shares[g * stride + position] * lanes;
+            Lanes lanes, next;
+            load_two(values + (int64_t)position * width + w * 32, lanes, next);
+            for (int g = 0; g < G; g++) {
+                sums[g][2 * w] += shares[g * stride + position] * lanes;
+                sums[g][2 * w + 1] += shares[g * stride + position] * next;
+            }
         }
     for (int g = 0; g < G; g++)
-        for (int w = 0; w < W; w++) store(out + g * width + w * 16, sums[g][w]);
+        for (int w = 0; w < W; w++)
+            add_two(values, out + g * width + w * 32, sums[g][2 * w], sums[g][2 * w + 1]);
+}
+
+// The same for the last 16 entries of a width that is no multiple of 32.
+template <typename T, int G>
+static void add_last_values(const float *shares, int stride, const T *values, int width, int first,
+                            int end, float *out) {
+    Lanes sums[G] = {};
+    for (int position = first; position < end; position++) {
+        Lanes lanes = load(values + (int64_t)position * width);
+        for (int g = 0; g < G; g++) sums[g] += shares[g * stride + position] * lanes;
+    }
+    for (int g = 0; g < G; g++) store(out + g * width, load(out + g * width) + sums[g]);
 }
 
 // A stretch of the cache that a row sees: positions [first, end) of one slot and key head.
@@ -217,11 +265,14 @@ static void attend_head(const float *queries, const Stretch<T> *stretches, int w
     for (int s = 0; s < 2; s++) {
         const Stretch<T> &part = stretches[s];
         const float *mine = scores + part.offset;
+        const int from = part.first, to = part.end;
         int e = 0;
         for (; e + 64 <= width; e += 64)
-            add_values<T, G, 4>(mine, stride, part.values + e, width, part.first, part.end, out + e);
-        for (; e < width; e += 16)
-            add_values<T, G, 1>(mine, stride, part.values + e, width, part.first, part.end, out + e);
+            add_values<T, G, 2>(mine, stride, part.values + e, width, from, to, out + e);
+        for (; e + 32 <= width; e += 32)
+            add_values<T, G, 1>(mine, stride, part.values + e, width, from, to, out + e);
+        if (e < width)
+            add_last_values<T, G>(mine, stride, part.values + e, width, from, to, out + e);
     }
 }
 
@@ -260,11 +311,11 @@ static void attend(const Shape &shape, const T *qkv, const float *query_norm, co
                 ((int64_t)prompt_slots[row] * K + k) * shape.prompt_capacity * E;
             const int64_t own_at = ((int64_t)own_slots[row] * K + k) * shape.own_capacity * E;
             turned(key + k * E, key_norm, shape.epsilon, cosine, sine, E, turned_key);
-            T *column = own_keys + own_at + (int64_t)(own / 16) * E * 16 + own % 16;
+            T *block = own_keys + own_at + (int64_t)(own / 16) * E * 16;
             T *line = own_values + own_at + (int64_t)own * E, rounded[16];
             for (int e = 0; e < E; e += 16) {
                 store(rounded, load(turned_key + e));
-                for (int i = 0; i < 16; i++) column[(e + i) * 16] = rounded[i];
+                for (int i = 0; i < 16; i++) block[place_of(block, e + i, own % 16)] = rounded[i];
                 store(line + e, load(value + k * E + e));
             }
             for (int g = 0; g < group; g++) {

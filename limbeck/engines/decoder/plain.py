@@ -15,6 +15,8 @@ from limbeck.engines.decoder.cache import Cache, Rows, Slots
 from limbeck.engines.decoder.weights import Decoder, Layer, Norm
 from limbeck.engines.draw import Knobs, draw
 
+DENSE_SHARE = 0.75  # of the slots, below which those in use are copied together
+
 
 class Plain:
     """What stands between the matrix products of a forward pass."""
@@ -52,20 +54,19 @@ class Plain:
         Rows that share a prompt are the rows of one matrix against its keys (and heads that share
         a key head, too), so that keys are read once and never repeated.
         """
-        device = qkv.device
-        positions, prompts, prompted, slots, ranks = (
-            torch.from_numpy(part).to(device, torch.long)
-            for part in (rows.positions, rows.prompts, rows.prompted, rows.slots, rows.ranks)
-        )
+        positions, prompts, prompted, slots, ranks = rows.tensors
         query, key, value = split(layer, qkv, positions, cache.angles)
         ours, theirs = cache.owns[layer.index], cache.prompts[layer.index]
         ours.write(slots, positions - prompted, key, value)
         query = query.view(len(query), layer.key_heads, -1, layer.width) * layer.scale
         query = query.to(ours.keys.dtype)  # (B, K, H / K, E)
+        most_prompted, most_own = rows.longest
+        num_slots = int(rows.slots.max()) + 1
+        if len(slots) < DENSE_SHARE * num_slots:  # a copy costs less than products for nobody
+            ours = ours.take(slots, most_own)
+            slots, num_slots = torch.arange(len(slots), device=slots.device), len(slots)
         shared = Seats((int(rows.prompts.max()) + 1, int(rows.ranks.max()) + 1), (prompts, ranks))
-        alone = Seats((int(rows.slots.max()) + 1, 1), (slots, torch.zeros_like(slots)))
-        most_prompted = int(rows.prompted.max())
-        most_own = int((rows.positions - rows.prompted).max()) + 1
+        alone = Seats((num_slots, 1), (slots, torch.zeros_like(slots)))
 
         first = torch.zeros_like(positions)
         if layer.window is not None:
