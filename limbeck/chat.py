@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from limbeck import guard
@@ -11,10 +14,13 @@ from limbeck.errors import UserError
 from limbeck.types import Message
 
 if TYPE_CHECKING:
+    from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerBase
 
 OPEN = "<think>"
 CLOSE = "</think>"
+MARK = "\ufdd0"  # Unicode promises that it never becomes a character
+BRACKETED = re.compile(r"[<\[{].+[>\]}]$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,19 @@ def render_prompts(
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """The tokens of the rendered prompt; special tokens are those that the template wrote."""
-    return _tokenize(tokenizer, [render_prompt(tokenizer, messages)])[0]
+    """The tokens of the rendered prompt; control tokens are those that the template wrote.
+
+    What looks like one in a message is tokenized as the text it is; only an assistant's turn keeps
+    its thinking tags and other markers that are not special.
+    """
+    return _marked_ids(tokenizer, _render_marked(tokenizer, [messages]))[0]
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a plain text; none is a control token but the one that opens every text."""
+    empty = tokenizer("")["input_ids"]
+    begin = empty[:1] if empty and empty[0] == tokenizer.bos_token_id else []
+    return begin + _marked_ids(tokenizer, [_marked(text, _controls(tokenizer))])[0]
 
 
 def opened_thinking(prompt: str) -> str:
@@ -116,19 +133,21 @@ def encode_examples(
     """(ids, loss mask) for pairs of a prompt and the whole text that should follow it.
 
     The prompt's tokens are exactly those of `prompt_ids`, mask 0; then the completion's and the
-    end-of-turn token, mask 1. A `<think>` that the prompt has already opened is not repeated.
+    end-of-turn token, mask 1. A `<think>` that the prompt has already opened is not repeated; what
+    looks like another control token in a text is learned as the text it is.
     """
     pairs = list(pairs)
-    prompts = render_prompts(tokenizer, [messages for messages, _ in pairs])
+    prompts = _render_marked(tokenizer, [messages for messages, _ in pairs])
+    end, controls = end_of_turn(tokenizer), _controls(tokenizer, of_assistant=True)
+    ending = _decode(tokenizer, [end])
     completions = [
-        _continuation(prompt, text) for prompt, (_, text) in zip(prompts, pairs, strict=True)
+        _marked(_continuation(prompt, text).removesuffix(ending), controls)
+        for prompt, (_, text) in zip(prompts, pairs, strict=True)
     ]
-    end = end_of_turn(tokenizer)
     examples = []
-    encoded = zip(_tokenize(tokenizer, prompts), _tokenize(tokenizer, completions), strict=True)
-    for prompt, completion in encoded:
-        if not completion or completion[-1] != end:
-            completion = [*completion, end]
+    encoded = (_marked_ids(tokenizer, texts) for texts in (prompts, completions))
+    for prompt, written in zip(*encoded, strict=True):
+        completion = [*written, end]
         examples.append((prompt + completion, [0] * len(prompt) + [1] * len(completion)))
     return examples
 
@@ -204,6 +223,70 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 def _plain(message: Message) -> dict[str, str]:
     return {"role": message.role, "content": message.content}
+
+
+def _render_marked(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]
+) -> list[str]:
+    """Rendered prompts with a mark inside whatever in their messages looks like a control token."""
+    own, others = _controls(tokenizer, of_assistant=True), _controls(tokenizer)
+    marked = [
+        [
+            replace(m, content=_marked(m.content, own if m.role == "assistant" else others))
+            for m in messages
+        ]
+        for messages in conversations
+    ]
+    return render_prompts(tokenizer, marked)
+
+
+def _controls(tokenizer: PreTrainedTokenizerBase, of_assistant: bool = False) -> list[str]:
+    """Texts that become a control token wherever they stand, the longest first.
+
+    Those are special tokens and added ones in brackets, but not the words that a vocabulary was
+    extended by. An assistant's turn may hold the latter kind and the tags of its thinking.
+    """
+    found = [
+        token.content
+        for token in _control_tokens(tokenizer).values()
+        if not of_assistant or (token.special and token.content not in (OPEN, CLOSE))
+    ]
+    return sorted(found, key=len, reverse=True)
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, AddedToken]:
+    added = tokenizer.added_tokens_decoder.items()
+    return {id: token for id, token in added if token.special or BRACKETED.match(token.content)}
+
+
+def _marked(content: str, controls: Sequence[str]) -> str:
+    """The content with a mark behind the first character of every control text in it."""
+    content = content.replace(MARK, "")
+    for text in controls:
+        while len(text) > 1 and text in content:  # again, as one may overlap with itself
+            content = content.replace(text, text[0] + MARK + text[1:])
+    return content
+
+
+def _marked_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of texts that are tokenized apart at their marks, which are no part of them."""
+    parts = [text.split(MARK) for text in texts]
+    encoded = iter(_tokenize(tokenizer, [part for split in parts for part in split]))
+    ids = [list(chain.from_iterable(islice(encoded, len(split)))) for split in parts]
+    controls = {id: token.content for id, token in _control_tokens(tokenizer).items()}
+    if tokenizer.unk_token_id is not None:  # stands for whatever the vocabulary lacks
+        controls.pop(tokenizer.unk_token_id, None)
+    for split, tokens in zip(parts, ids, strict=True):
+        for id, count in Counter(id for id in tokens if id in controls).items():
+            if count > sum(part.count(controls[id]) for part in split):
+                raise _hidden_control(tokenizer, controls[id])
+    return ids
+
+
+def _hidden_control(tokenizer: PreTrainedTokenizerBase, control: str) -> UserError:
+    """Some tokenizers look for control tokens only when they have changed the text's letters."""
+    what = f"a message has letters that it reads as the control token {control!r}"
+    return UserError(f"tokenizer {tokenizer.name_or_path}", what, "write the message otherwise")
 
 
 def _require_template(tokenizer: PreTrainedTokenizerBase) -> None:

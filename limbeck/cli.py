@@ -1,4 +1,4 @@
-"""The command line: run, plan, show, report, schema."""
+"""The command line: run, plan, show, report, serve, schema."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -99,6 +99,38 @@ def report(run_dir: RunFolder) -> None:
     from limbeck.runs import Run
 
     typer.echo(Run(run_dir).write_report())
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="A model's folder, or its name on the hub.")],
+    host: Annotated[
+        str, typer.Option(help="Any but this machine's own demands a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    key_variable: Annotated[
+        str, typer.Option(help="The environment variable with the key that clients must send.")
+    ] = "LIMBECK_SERVE_KEY",
+    rows: Annotated[int, typer.Option(min=1, help="Texts that are written at once.")] = 64,
+    queue: Annotated[int, typer.Option(min=0, help="Texts that may wait besides.")] = 256,
+    timeout_s: Annotated[float, typer.Option(min=1, help="What a request may take.")] = 600.0,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option()] = "float32",
+) -> None:
+    """Serve a model by OpenAI's HTTP interface."""
+    from limbeck import serve
+
+    key = serve.check(host, key_variable)
+    bound = serve.bind(host, port)  # before the model is loaded, which may take a while
+    from limbeck.engines import local
+    from limbeck.engines.decode import LocalEngine
+    from limbeck.engines.pool import Draft
+
+    engine = local.connect(model=model, dtype=dtype, batch_rows=rows)
+    if not isinstance(engine, LocalEngine):
+        what = "is of a kind whose texts cannot be written side by side here"
+        raise UserError(f"model {model}", what, "serve it by another program, vLLM say")
+    limits = serve.Limits(num_rows=rows, num_waiting=queue, time_s=timeout_s)
+    serve.run(engine, Draft, bound, key, limits)
 
 
 @app.command()

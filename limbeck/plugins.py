@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -112,7 +112,7 @@ class Kind:
     ) -> dict[str, Any]:
         choices = []
         for name in self.names():
-            knobs = knobs_model(self.find(name)).model_json_schema()
+            knobs = _whole(knobs_model(self.find(name)).model_json_schema())
             properties = {"name": {"const": name}, **knobs.get("properties", {})}
             required = ["name", *knobs.get("required", [])]
             choices.append(
@@ -125,6 +125,19 @@ class Kind:
             )
         own = {"type": "object", "properties": {"name": {"type": "string", "pattern": ":"}}}
         return {"anyOf": [{"type": "string"}, *choices, {**own, "required": ["name"]}]}
+
+
+def _whole(schema: Any, definitions: Mapping[str, Any] | None = None) -> Any:
+    """A schema with what its `$ref` name put in their place: it becomes part of another."""
+    if isinstance(schema, list):
+        return [_whole(part, definitions) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    definitions = definitions if definitions is not None else schema.get("$defs", {})
+    if "$ref" in schema:
+        named = definitions[schema["$ref"].rpartition("/")[2]]
+        schema = {**named, **{key: value for key, value in schema.items() if key != "$ref"}}
+    return {key: _whole(part, definitions) for key, part in schema.items() if key != "$defs"}
 
 
 Source = Annotated[Plugin, Kind("source", "limbeck.problems", "read")]

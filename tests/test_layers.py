@@ -23,7 +23,7 @@ GROUND = {
     "chat",
     "models",
 }
-PARTS = {"problems", "engines", "verifiers", "filters", "train", "metrics", "report"}
+PARTS = {"problems", "engines", "verifiers", "filters", "train", "metrics", "report", "serve"}
 ABOVE = {"recipe", "planner", "runner", "runs", "reporting", "api", "cli", "__init__", "__main__"}
 
 
@@ -71,7 +71,9 @@ def test_parts_and_stages_keep_to_themselves():
 
 def test_ground_stages_and_recipe_import_no_torch():
     code = (
-        "import sys, limbeck.cli, limbeck.runner, limbeck.runs, limbeck.recipe as r; r.schema();"
-        "assert not {'torch', 'transformers', 'reasoning_gym', 'datasets'} & set(sys.modules)"
+        "import sys, limbeck.cli, limbeck.serve, limbeck.runner, limbeck.runs, limbeck.recipe as r;"
+        "r.schema();"
+        "heavy = {'torch', 'transformers', 'reasoning_gym', 'datasets', 'fastapi', 'uvicorn'};"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
