@@ -1,7 +1,8 @@
 """A teacher behind an OpenAI-compatible server: one chat completion for every request.
 
-The official client sends. What counts as an answer and what is worth asking again is decided here:
-the client takes `choices: []` and `content: null` for success and trips over HTML with status 200.
+The official client sends. What counts as an answer and what is worth asking again is decided in
+`http/`: the client takes `choices: []` and `content: null` for success and trips over HTML with
+status 200.
 """
 
 from __future__ import annotations
@@ -9,84 +10,101 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
-from ipaddress import ip_address
 from queue import SimpleQueue
-from time import time
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
-from limbeck.chat import CLOSE, OPEN
 from limbeck.config import HowRun
+from limbeck.engines.budget import Budget, Prices
+from limbeck.engines.http import answers, questions
+from limbeck.engines.http.address import host_of, plain_address, read_key
+from limbeck.engines.http.client import open_clients
+from limbeck.engines.http.faults import is_busy, may_pass, one_line, stops_all, wait_s, without
+from limbeck.engines.http.pace import Pace
+from limbeck.engines.http.reasoning import Reasoning
 from limbeck.errors import UserError
-from limbeck.types import Finish, Generator, Request, Sampling, Trace
+from limbeck.types import Request, Sampling, Trace
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 logger = logging.getLogger(__name__)
-jitter = random.Random()  # its own, so that waiting moves nobody's seeded numbers
 
-FIRST_WAIT_S = 0.5
-LONGEST_WAIT_S = 60.0
-NO_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
-THINKING = ("reasoning", "reasoning_content", "thinking")
-FINISHES: Mapping[str, Finish] = {
-    "stop": "stop",
-    "eos": "stop",  # Together
-    "length": "length",
-    "model_length": "length",  # Mistral
-    "content_filter": "error",
-}
+LONGEST_OUTAGE_S = 1800.0
 
 
-def _plain_address(url: str) -> str:
-    """An address with a key in it would be copied into the run folder."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("is no address; write it like http://localhost:8000/v1")
-    if "@" in parts.netloc or parts.query:
-        raise ValueError("holds more than an address; take out user, key and query")
-    return url
-
-
-def check(*, base_url: str, key_variable: str, **_: Any) -> None:
-    """Raises UserError if the package or the key is missing."""
+def check(
+    *,
+    base_url: str,
+    key_variable: str,
+    max_cost: float | None = None,
+    prices: Prices | None = None,
+    **_: Any,
+) -> None:
+    """Raises UserError if the package, the key, or the prices of a budget are missing."""
     if find_spec("openai") is None:
         way_out = "pip install 'limbeck[openai]'"
         raise UserError("engine openai", "the package openai is not installed", way_out)
+    if max_cost is not None and prices is None:
+        way_out = "add prices: {input: ..., output: ...}, per million tokens"
+        raise UserError("engine openai", "max_cost needs prices", way_out)
     read_key(key_variable, base_url)
 
 
 def connect(
     *,
     model: str,
-    base_url: Annotated[str, AfterValidator(_plain_address)] = "https://api.openai.com/v1",
+    base_url: Annotated[str, AfterValidator(plain_address)] = "https://api.openai.com/v1",
     key_variable: Annotated[str, Field(pattern="^[A-Z][A-Z0-9_]*$")] = "OPENAI_API_KEY",
     concurrency: HowRun[PositiveInt] = 64,
     timeout_s: HowRun[PositiveFloat] = 600.0,
     max_attempts: HowRun[PositiveInt] = 6,
-) -> Generator:
+    prices: HowRun[Prices | None] = None,
+    max_cost: HowRun[PositiveFloat | None] = None,
+    max_total_tokens: HowRun[PositiveInt | None] = None,
+    longer_max_tokens: PositiveInt | None = None,
+    reasons: bool = False,
+    logprobs: bool = False,
+) -> OpenAIEngine:
     """`model` of the server at `base_url`, with at most `concurrency` requests in flight.
 
     The key is in the environment variable `key_variable`; a server on this machine or its network
-    may do without. Each of a request's `max_attempts` has `timeout_s`, from connect to last byte.
+    may do without. A proxy is taken from the environment, too: HTTPS_PROXY, NO_PROXY. Each of a
+    request's `max_attempts` has `timeout_s`, from connect to last byte.
+
+    The stage stops once its answers have cost `max_cost`, by the `prices` of a million tokens, or
+    hold `max_total_tokens`, both sides counted; raised, it goes on. An answer that meets the limit
+    of tokens is asked for again, once, with `longer_max_tokens`. `reasons` says that every answer
+    must show its reasoning: one without is an error, and more than 5 % of them stop the stage.
+    `logprobs` asks for log-probabilities where they are those of what was drawn from: at
+    temperature 1 and without top_p, top_k or min_p.
     """
-    check(base_url=base_url, key_variable=key_variable)
-    key = read_key(key_variable, base_url)
-    return OpenAIEngine(model, base_url, key_variable, key, concurrency, timeout_s, max_attempts)
+    check(base_url=base_url, key_variable=key_variable, max_cost=max_cost, prices=prices)
+    return OpenAIEngine(
+        model,
+        base_url,
+        key_variable,
+        read_key(key_variable, base_url),
+        concurrency,
+        timeout_s,
+        max_attempts,
+        budget=Budget(prices, max_cost, max_total_tokens),
+        longer_max_tokens=longer_max_tokens,
+        reasons=reasons,
+        logprobs=logprobs,
+    )
 
 
 @dataclass
 class OpenAIEngine:
-    """Writes with the model called `name`; made by `connect`, whose knobs it keeps."""
+    """Writes with the model called `name`; made by `connect`, whose knobs it keeps.
+
+    `extra_body` is sent with every request.
+    """
 
     name: str
     base_url: str
@@ -95,24 +113,41 @@ class OpenAIEngine:
     concurrency: int
     timeout_s: float
     max_attempts: int
+    budget: Budget = field(default_factory=Budget)
+    longer_max_tokens: int | None = None
+    reasons: bool = False
+    logprobs: bool = False
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
     num_parameters: int | None = None
     costs_money: bool = True
     num_answers: int = 0
     num_failures: int = 0
+    refused: frozenset[str] = frozenset()
+    """Parameters that the server does not know."""
+    stopped: UserError | None = None
+    """Why nothing more is asked."""
+
+    def __post_init__(self) -> None:
+        self.where = f"{self.name} at {host_of(self.base_url)}"
+        self.pace = Pace(self.concurrency, self.where)
+        self.reasoning = Reasoning(self.where, self.reasons)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Trace]:
         """Traces as they finish; a request that gets no answer becomes an empty one, 'error'.
 
+        With `longer_max_tokens`, a truncated one is followed by another of the same id.
         What is asked and not yet taken and kept is never more than `concurrency`: a kill loses no
         more answers than that.
-        Raises UserError where no request can succeed, and sends nothing more.
+        Raises UserError where no request can succeed, where the server stays away or where the
+        budget is reached: nothing more is asked then, and what was asked is still given.
         """
         from anyio.from_thread import start_blocking_portal
 
+        self.stopped = None
         traces: SimpleQueue[Trace | None] = SimpleQueue()
+        slots = asyncio.Semaphore(self.concurrency)
         # A thread for the event loop, as a notebook already runs one in this thread. Left early,
         # the portal cancels what is in flight.
-        slots = asyncio.Semaphore(self.concurrency)
         with start_blocking_portal() as portal:
             writing = portal.start_task_soon(self._write, requests, sampling, traces.put, slots)
             writing.add_done_callback(lambda _: traces.put(None))
@@ -120,6 +155,8 @@ class OpenAIEngine:
                 yield trace
                 portal.start_task_soon(slots.release)
             writing.result()
+        if self.stopped:
+            raise self.stopped
 
     async def _write(
         self,
@@ -128,173 +165,125 @@ class OpenAIEngine:
         put: Callable[[Trace], None],
         slots: asyncio.Semaphore,
     ) -> None:
-        """Puts a trace for every request; the first exception ends them all."""
-        import openai
-
+        """Puts a trace for every request, or for those that were asked before it `stopped`."""
         waiting = iter(requests)
 
-        async def work() -> None:
+        async def work(client: AsyncOpenAI) -> None:
             for request in waiting:  # shared: whoever is free takes the next
-                await slots.acquire()
-                put(await self._trace(client, request, sampling))
+                for drawn in self._rounds(sampling):
+                    await slots.acquire()
+                    if self.budget.is_reached and not self.stopped:
+                        self.stopped = self.budget.stop(self.where)
+                    trace = None if self.stopped else await self._trace(client, request, drawn)
+                    if trace is None:
+                        return
+                    put(trace)
+                    if trace.finish != "length":
+                        break
 
-        async with openai.AsyncOpenAI(
-            base_url=self.base_url,
-            api_key=self.key or "none",
-            timeout=openai.Timeout(None, connect=10.0),  # the rest is limited where it is asked
-            max_retries=0,
-        ) as client:
+        num_workers = min(self.concurrency, len(requests))
+        async with open_clients(self.base_url, self.key, num_workers) as clients:
             try:
                 async with asyncio.TaskGroup() as workers:
-                    for _ in range(min(self.concurrency, len(requests))):
-                        workers.create_task(work())
+                    for number in range(num_workers):
+                        workers.create_task(work(clients[number % len(clients)]))
             except ExceptionGroup as ended:
                 raise ended.exceptions[0] from None
 
-    async def _trace(self, client: AsyncOpenAI, request: Request, sampling: Sampling) -> Trace:
-        """Asks until there is an answer, or no sense in asking again."""
+    def _rounds(self, sampling: Sampling) -> list[Sampling]:
+        """How a request is asked, and how again once its answer is truncated."""
+        longer = self.longer_max_tokens
+        if longer is None or longer <= sampling.max_tokens:
+            return [sampling]
+        return [sampling, replace(sampling, max_tokens=longer)]
+
+    async def _trace(
+        self, client: AsyncOpenAI, request: Request, sampling: Sampling
+    ) -> Trace | None:
+        """Asks until there is an answer, or no sense in asking again; None where all stop."""
         from openai import OpenAIError
 
         empty = Trace(request.id, request.problem.id, request.index, "", "error", self.name)
-        for attempt in range(1, self.max_attempts + 1):
-            try:
-                trace = filled(empty, await self._ask(client, request, sampling))
-                self.num_answers += 1
-                return trace
-            except (OpenAIError, TimeoutError, ValueError) as error:
-                fault, reason = error, one_line(error, self.key)
-            if stops_all(fault):
-                raise self._stop(reason)
-            if attempt == self.max_attempts or not may_pass(fault):
-                break
-            seconds = wait_s(attempt, fault)
+        attempt = 0
+        while True:
+            async with self.pace.turn() as begun:
+                if self.stopped:
+                    return None
+                refused = self.refused
+                try:
+                    body = await self._ask(client, request, sampling)
+                    return self._received(empty, body, sampling)
+                except (OpenAIError, TimeoutError, ValueError, RecursionError) as error:
+                    fault, reason = error, one_line(error, self.key)
+                name = questions.refused_parameter(fault, sampling)
+                if name and name not in refused:
+                    self.refused |= {name}
+                    continue
+                if not self._may_ask_again(fault, begun, reason):
+                    return None if self.stopped else self._given_up(empty, attempt + 1, reason)
+                is_out = self.pace.out_since is not None
+                attempt += not is_out  # an outage is nobody's last attempt
+                if attempt == self.max_attempts:
+                    return self._given_up(empty, attempt, reason)
+                seconds = wait_s(self.pace.probes + 1 if is_out else attempt, fault)
+                if is_out:
+                    await asyncio.sleep(seconds)  # and nobody else has a turn
+                    continue
             logger.info("%s: %s; asking again in %.1f s", request.id, reason, seconds)
             await asyncio.sleep(seconds)
-        logger.warning("%s: no answer in %d attempts: %s", request.id, attempt, reason)
-        self.num_failures += 1
-        if self.num_failures >= self.concurrency and not self.num_answers:
-            raise self._stop(f"none of {self.num_failures} requests got an answer: {reason}")
-        return empty
 
     async def _ask(self, client: AsyncOpenAI, request: Request, sampling: Sampling) -> Any:
         """The body of one attempt's answer. Raises ValueError where it is not JSON."""
-        messages: Any = [{"role": m.role, "content": m.content} for m in request.problem.messages]
+        import httpx2
+
+        asked = questions.body(self.name, request, sampling, self.logprobs, self.refused)
+        asked |= self.extra_body
         async with asyncio.timeout(self.timeout_s):
-            response = await client.chat.completions.with_raw_response.create(
-                model=self.name,
-                messages=messages,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_tokens,
-                seed=request.seed % 2**31,
-            )
+            # Not `chat.completions.create`, which looks for files in it for half a millisecond.
+            response = await client.post("/chat/completions", cast_to=httpx2.Response, body=asked)
         is_secret = len(self.key or "") >= 16  # a shorter one may be a word that texts contain
-        return json.loads(without(response.text, self.key if is_secret else None))
+        text = response.content.decode(errors="replace")
+        return json.loads(without(text, self.key if is_secret else None))
 
-    def _stop(self, what: str) -> UserError:
-        where = f"{self.name} at {urlsplit(self.base_url).hostname}"
-        way_out = f"check model, base_url, and the key in {self.key_variable} with its quota"
-        return UserError(where, what, way_out)
-
-
-def filled(empty: Trace, body: Any) -> Trace:
-    """The trace with a chat completion's answer. Raises ValueError where the body has none."""
-    match body:
-        case {"choices": [{"message": {**message}, "finish_reason": str(reason)}, *_]}:
-            if (finish := FINISHES.get(reason)) is None:
-                raise ValueError(f"the answer was cut off by {reason!r}")
-        case _:
-            raise ValueError("the body has no choice with a message and a finish_reason")
-    match body.get("usage"):
-        case {"prompt_tokens": int(asked), "completion_tokens": int(written)}:
-            counted = replace(empty, prompt_tokens=asked, completion_tokens=written)
-        case _:
-            counted = empty
-    if finish == "error":
-        return counted
-    text = whole_text(message, finish).encode(errors="replace")  # half surrogates fit in no table
-    return replace(counted, text=text.decode(), finish=finish)
-
-
-def whole_text(message: Mapping[Any, Any], finish: Finish) -> str:
-    """`<think>…</think>answer`, whichever field holds the thinking. ValueError for no text."""
-    content = message.get("content")
-    fields = (message.get(name) for name in THINKING)
-    thinking = next((said for said in fields if isinstance(said, str) and said), "")
-    if not isinstance(content, str) and (content is not None or not thinking):
-        raise ValueError("the message has no text")
-    answer = content or ""
-    if thinking and not answer.lstrip().startswith(OPEN):  # some servers tell it twice
-        is_unfinished = finish == "length" and not answer
-        return OPEN + thinking + ("" if is_unfinished else CLOSE + answer)
-    opened_by_template = CLOSE in answer and OPEN not in answer
-    return OPEN + answer if opened_by_template else answer
-
-
-def stops_all(error: Exception) -> bool:
-    """Whether every other request would meet it too: key, permission, model or quota."""
-    told = (getattr(error, "code", None), getattr(error, "type", None))
-    return status_of(error) in (401, 402, 403, 404) or any(code in NO_QUOTA for code in told)
-
-
-def may_pass(error: Exception) -> bool:
-    """Whether asking again can help: busy or broken servers and lines, and bodies cut short."""
-    status = status_of(error)
-    return status is None or status in (408, 409, 429) or status >= 500
-
-
-def status_of(error: Exception) -> int | None:
-    """The server's status code, where it was the server who objected."""
-    return getattr(error, "status_code", None)
-
-
-def wait_s(attempt: int, error: Exception) -> float:
-    """What the server wishes, and a growing time that scatters those it turned away together."""
-    growing = min(FIRST_WAIT_S * 2.0 ** min(attempt - 1, 10), LONGEST_WAIT_S)
-    headers = error.response.headers if hasattr(error, "response") else {}
-    return wished_s(headers.get("retry-after", "")) + growing * jitter.uniform(0.5, 1.0)
-
-
-def wished_s(retry_after: str) -> float:
-    """A Retry-After header, seconds or a date, as seconds from 0 to 60; nonsense is 0."""
-    try:
-        seconds = float(retry_after)
-    except ValueError:
+    def _received(self, empty: Trace, body: Any, sampling: Sampling) -> Trace:
+        """The trace with the body's answer, paid for; ValueError for none."""
+        usage = answers.usage(body)
         try:
-            seconds = parsedate_to_datetime(retry_after).timestamp() - time()
-        except (ValueError, OverflowError):
-            return 0.0
-    return min(max(0.0, seconds), LONGEST_WAIT_S)
+            trace = answers.filled(empty, body, self.logprobs and questions.is_plain(sampling))
+        except ValueError:
+            if usage:  # billed, for nothing
+                self.budget.count(usage)
+            raise
+        self.budget.count(usage)
+        self.pace.answered()
+        self.num_answers += 1
+        checked = self.reasoning.checked(trace, body)
+        self.stopped = self.stopped or self.reasoning.stop()
+        return checked
 
+    def _may_ask_again(self, fault: Exception, begun: float, reason: str) -> bool:
+        """Whether it makes sense for this request; stops all where it makes none for any."""
+        if stops_all(fault):
+            self.stopped = self.stopped or self._cannot(reason)
+        elif not may_pass(fault):
+            self.pace.answered()
+        else:
+            self.pace.failed(begun, is_busy(fault), reason)
+            if self.pace.out_s > LONGEST_OUTAGE_S:
+                what = f"has not answered for {self.pace.out_s / 60:.0f} minutes: {reason}"
+                way_out = "go on when it is back; nothing that was paid for is lost"
+                self.stopped = self.stopped or UserError(self.where, what, way_out)
+            return self.stopped is None
+        return False
 
-def one_line(error: Exception, key: str | None) -> str:
-    """What went wrong, for people, without the key that a server may echo."""
-    said = without(f"{type(error).__name__}: {error}", key)
-    return " ".join(said.split())[:300].rstrip(": ")
+    def _given_up(self, empty: Trace, attempts: int, reason: str) -> Trace:
+        logger.warning("%s: no answer in %d attempts: %s", empty.id, attempts, reason)
+        self.num_failures += 1
+        if self.num_failures >= self.concurrency and not self.num_answers:
+            none = f"none of {self.num_failures} requests got an answer: {reason}"
+            self.stopped = self.stopped or self._cannot(none)
+        return empty
 
-
-def without(text: str, key: str | None) -> str:
-    """The text with nothing to be seen of the key."""
-    return text.replace(key, "[key]") if key else text
-
-
-def read_key(variable: str, base_url: str) -> str | None:
-    """The key in the environment, or None where there is none and the server is near."""
-    host = urlsplit(base_url).hostname
-    if host is None:
-        way_out = "write it like http://localhost:8000/v1"
-        raise UserError("engine openai", f"base_url {base_url!r} is no address", way_out)
-    key, where = os.environ.get(variable, "").strip(), f"environment variable {variable}"
-    if not key and not is_near(host):
-        raise UserError(where, f"holds no key for {host}", f"export {variable}=...")
-    if not key.isascii() or any(c.isspace() or not c.isprintable() for c in key):
-        raise UserError(where, "holds characters that no key has", "export the key alone")
-    return key or None
-
-
-def is_near(host: str) -> bool:
-    """Whether it is this machine or on its network: a private address or a name without dots."""
-    try:
-        return ip_address(host).is_private
-    except ValueError:
-        return "." not in host
+    def _cannot(self, what: str) -> UserError:
+        way_out = f"check model, base_url, and the key in {self.key_variable} with its quota"
+        return UserError(self.where, what, way_out)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from limbeck import ledger, store, tables
+from limbeck import ledger, secrets, store, tables
 from limbeck.config import StageConfig
+from limbeck.engines.journaled import (
+    count_earlier,
+    forget,
+    journaled,
+    longer_limit,
+    open_journal,
+    settled,
+)
 from limbeck.folder import StageFolder
 from limbeck.journal import Journal
 from limbeck.types import Generator, Problem, Request, Sampling, Trace
@@ -63,34 +73,48 @@ def write_missing(
     out: StageFolder,
     rows_per_part: int = 4096,
 ) -> None:
-    """Generates what a table of traces lacks, in parts of the same rows whenever it is resumed.
+    """Generates what a table of traces lacks, part by part.
 
-    Finished parts are whole chunks of the wanted list, so what remains chunks as it would have
-    without the interruption: same batches, same bits. A part that changed on disk is made again,
-    unless that costs money. An engine that costs money answers into a journal, and an answer that
-    is there is never asked for again.
+    Of an engine that costs nothing, parts are whole chunks of the wanted list, so what remains
+    chunks as it would have without an interruption: same batches, same bits. One that changed on
+    disk is made again. An engine that costs money answers into a journal, and an answer that is
+    there is never asked for again; its parts take answers as they come, so that nobody waits for
+    the slowest of a chunk. Its budget knows what earlier answers cost.
     """
     if not engine.costs_money:
         tables.set_broken_aside(table, out.log)
     done = set(tables.read_table(table, ["id"])["id"].to_pylist()) if tables.parts(table) else set()
     missing = [request for request in requests if request.id not in done]
-    journal = _open_journal(table, out) if engine.costs_money else None
-    with out.progress(len(missing), "traces") as advance:
-        for start in range(0, len(missing), rows_per_part):
-            chunk = missing[start : start + rows_per_part]
+    place = {request.id: i for i, request in enumerate(missing)}
+    chunks = [missing[i : i + rows_per_part] for i in range(0, len(missing), rows_per_part)]
+    journal: Journal | None = None
+    if engine.costs_money:
+        journal = open_journal(table, out)
+        count_earlier(engine, journal, done, table, out)
+        answers: Iterable[Trace] = journaled(engine, missing, sampling, journal, out.name)
+    else:
+        answers = chain.from_iterable(engine.generate(chunk, sampling) for chunk in chunks)
+    firsts: dict[str, Trace] = {}
+    ends = settled(answers, longer_limit(engine, sampling), firsts)
+    with out.progress(len(missing), "traces") as advance, _heard(out):
+        for chunk in chunks:
+            traces, paid = [], []
             with out.account(f"{table.name} part") as row:
-                traces = {}
-                for trace in _answers(engine, chunk, sampling, journal, out.name):
-                    traces[trace.id] = trace
+                for trace, all_of_it in islice(ends, len(chunk)):
+                    traces.append(trace)
+                    paid += all_of_it
                     advance(1)
-                row["tokens_in"] = sum(t.prompt_tokens for t in traces.values())
-                row["tokens_out"] = sum(t.completion_tokens for t in traces.values())
+                row |= {"part": len(tables.parts(table)), "answers": len(paid)}
+                row["tokens_in"] = sum(t.prompt_tokens for t in paid)
+                row["tokens_out"] = sum(t.completion_tokens for t in paid)
                 tokens = row["tokens_in"] + row["tokens_out"]
                 row["flops"] = ledger.forward_flops(engine.num_parameters or 0, tokens)
             # Behind its account: a kill in between makes the part again, and that costs again.
-            tables.write_part(table, tables.to_table("traces", [traces[r.id] for r in chunk]))
+            traces.sort(key=lambda trace: place[trace.id])
+            tables.write_part(table, tables.to_table("traces", traces))
             if journal:
-                journal.clear()
+                forget(journal, firsts.values())
+        next(ends, None)  # an engine may have something to say at its end
     if journal:
         journal.remove()
     there = tables.read_table(table, ["id"])["id"].to_pylist()
@@ -98,29 +122,17 @@ def write_missing(
         raise RuntimeError(f"{table} lacks {len(lost)} of the rows that were asked for")
 
 
-def _answers(
-    engine: Generator,
-    chunk: Sequence[Request],
-    sampling: Sampling,
-    journal: Journal | None,
-    name: str,
-) -> Iterator[Trace]:
-    """A chunk's traces: those that the journal has, and then new ones, in it before they count."""
-    wanted = {request.id for request in chunk}
-    paid = [Trace(**row) for row in journal.records if row["id"] in wanted] if journal else []
-    yield from paid
-    known = {trace.id for trace in paid}
-    for trace in engine.generate([r for r in chunk if r.id not in known], sampling):
-        if journal:
-            journal.append(asdict(trace))
-            store.failpoint(f"{name}.journal-{len(journal.records)}")
-        yield trace
+@contextmanager
+def _heard(out: StageFolder) -> Iterator[None]:
+    """What engines warn of meanwhile goes to the stage's log."""
 
+    class ToLog(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            out.log(secrets.hidden(record.getMessage()))
 
-def _open_journal(table: Path, out: StageFolder) -> Journal:
-    journal = Journal(table.with_name(f"{table.name}.journal"))
-    if journal.torn:
-        out.log(f"{journal.path} ended in a torn record; its {journal.torn} bytes are cut off")
-    for place in journal.quarantined:
-        out.log(f"{journal.path} was broken in the middle; what could not be read is in {place}")
-    return journal
+    engines, to_log = logging.getLogger("limbeck.engines"), ToLog(logging.WARNING)
+    engines.addHandler(to_log)
+    try:
+        yield
+    finally:
+        engines.removeHandler(to_log)

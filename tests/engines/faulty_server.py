@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
     hangs_up: bool = False
-    """Closes the connection without a word."""
+    """Closes the connection, without a word where there is no body, else in the middle."""
 
 
 def completion(
@@ -90,6 +91,11 @@ class _Http(ThreadingHTTPServer):
     block_on_close = False  # a handler may be asleep
     owner: FaultyServer
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed in the middle of a request is no news."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | EOFError):
+            super().handle_error(request, client_address)
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -97,17 +103,20 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Http
 
     def do_POST(self) -> None:
-        sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        length = int(self.headers["Content-Length"])
+        if len(asked := self.rfile.read(length)) < length:
+            raise EOFError("the client was killed")
+        sent = json.loads(asked)
         key = self.headers.get("Authorization", "").removeprefix("Bearer ")
         reply = self.server.owner.reply_to(sent, key)
-        if reply.hangs_up:
-            self.close_connection = True
+        self.close_connection = reply.hangs_up
+        if reply.hangs_up and not reply.body:
             return
         body = reply.body.replace("{key}", key).encode()
-        headers = {"Content-Type": "application/json", **reply.headers}
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
         try:
             self.send_response(reply.status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            for name, value in {**headers, **reply.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)

@@ -13,6 +13,7 @@ from limbeck import plugins
 from limbeck.chat import split_think
 from limbeck.config import split_fields
 from limbeck.engines import openai as engine_file
+from limbeck.engines.http import faults
 from limbeck.errors import UserError
 from limbeck.problems import make_problem
 from limbeck.types import Request, Sampling
@@ -30,7 +31,7 @@ NO_TEXT = completion(None)
 
 @pytest.fixture(autouse=True)
 def _quick_and_keyed(monkeypatch):
-    monkeypatch.setattr(engine_file, "FIRST_WAIT_S", 0.002)
+    monkeypatch.setattr(faults, "FIRST_WAIT_S", 0.002)
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
@@ -266,20 +267,20 @@ def test_an_address_without_a_scheme_is_the_users_mistake():
     ],
 )
 def test_retry_after(header, wished):
-    assert engine_file.wished_s(header) == wished
+    assert faults.wished_s(header) == wished
 
 
 def test_retry_after_may_be_a_date():
     soon, past = (formatdate(time.time() + s, usegmt=True) for s in (30, -30))
-    assert 20 < engine_file.wished_s(soon) <= 30
-    assert engine_file.wished_s(past) == 0
+    assert 20 < faults.wished_s(soon) <= 30
+    assert faults.wished_s(past) == 0
 
 
 def test_waits_grow_and_scatter():
-    waits = [engine_file.wait_s(n, TimeoutError()) for n in (1, 2, 3, 2000)]
+    waits = [faults.wait_s(n, TimeoutError()) for n in (1, 2, 3, 2000)]
     assert waits == sorted(waits)
-    assert len({engine_file.wait_s(3, TimeoutError()) for _ in range(9)}) > 1
-    assert waits[-1] <= engine_file.LONGEST_WAIT_S
+    assert len({faults.wait_s(3, TimeoutError()) for _ in range(9)}) > 1
+    assert waits[-1] <= faults.LONGEST_WAIT_S
 
 
 def test_the_planner_reads_its_knobs():

@@ -1,0 +1,1 @@
+"""What a teacher behind an OpenAI-compatible server takes: asking, pacing, reading, failing."""
