@@ -21,7 +21,7 @@ from limbeck.engines.decoder.weights import Decoder
 from limbeck.engines.drafts import Decode, Draft, NotFiniteError
 from limbeck.engines.draw import Knobs, uniform
 
-PREFILL_TOKENS = 8192  # read at once, padding included; bounds the memory of long prompts
+PREFILL_TOKENS = 2048  # read at once, padding included; bounds the memory of long prompts
 DRAW_NUMBERS = 4_000_000  # logits looked at in one go; bounds the memory of large vocabularies
 
 ROW = np.dtype(

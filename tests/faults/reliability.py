@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
 import os
 import platform
 import subprocess
@@ -36,9 +35,11 @@ CLASSES = {
     "test_journal": "A",
     "test_rot": "B",
     "test_disk": "B",
+    "test_teacher": "C",
     "test_numbers": "F",
     "test_hostile_files": "G",
     "test_guard": "G",
+    "test_server": "H",
     "test_mistakes": "I",
     "test_report": "I",
     "test_escapes": "I",
@@ -124,22 +125,27 @@ def numbers(folder: Path) -> Iterator[Row]:
 # -- what others run ----------------------------------------------------------------------------
 
 
-def kills(folder: Path, num: int) -> Iterator[Row]:
-    """The quickstart, killed and resumed: the harness' own last line."""
-    if not (ROOT / "tests/faults/kill_quickstart.py").exists():
-        return
-    command = [sys.executable, "-m", "tests.faults.kill_quickstart"]
-    command += ["--kills", str(num), "--seed", str(KILLS_SEED)]
+def harness(letter: str, fault: str, module: str, num: int, options: list[str]) -> Iterator[Row]:
+    """A program of `tests/faults` that kills and compares: its own last line, `num` cases."""
+    command = [sys.executable, "-m", f"tests.faults.{module}", "--seed", str(KILLS_SEED), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     told = lines[-1] if lines else "no output"
     wrong = [] if done.returncode == 0 else [f"ended with {done.returncode}", *lines[-8:-1]]
     wrong += done.stderr.splitlines()[-3:] if wrong else []
-    try:
-        counted = json.loads(told)["kills"]
-    except (ValueError, KeyError):
-        counted = 0
-    yield Row("A", "quickstart at ci size, SIGKILL", counted, str(KILLS_SEED), f"`{told}`", wrong)
+    yield Row(letter, fault, num, str(KILLS_SEED), f"`{told}`", wrong)
+
+
+def kills(num: int) -> Iterator[Row]:
+    """The quickstart, killed and resumed."""
+    fault = "quickstart at ci size, SIGKILL"
+    yield from harness("A", fault, "kill_quickstart", num, ["--kills", str(num)])
+
+
+def teacher(num: int) -> Iterator[Row]:
+    """A faulty server, asked by a run that is killed 20 times."""
+    fault = f"a teacher with faults in 30 % of {num:,} requests, and 20 SIGKILLs"
+    yield from harness("C", fault, "teacher", num, ["--requests", str(num), "--kills", "20"])
 
 
 def tests(folder: Path) -> Iterator[Row]:
@@ -186,8 +192,9 @@ def page(rows: list[Row], seconds: float) -> str:
         f"- {platform.platform()}, {os.cpu_count()} cores",
         f"- {versions}",
         "",
-        "Classes: **A** a process dies, **B** disks rot and fill, **F** numbers that are not "
-        "finite, **G** files of strangers, **I** users' mistakes, the report, keys.",
+        "Classes: **A** a process dies, **B** disks rot and fill, **C** a teacher or the line to "
+        "it fails, **F** numbers that are not finite, **G** files of strangers, **H** who asks a "
+        "server means harm, **I** users' mistakes, the report, keys.",
         "",
         "| class | fault | cases | seed | result | |",
         "|---|---|---:|---|---|---|",
@@ -220,14 +227,16 @@ def _new(folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=60, help="of the quickstart [60]")
+    parser.add_argument("--requests", type=int, default=10_000, help="to the teacher [10000]")
     parser.add_argument("--flips", type=int, default=1000, help="per kind of file [1000]")
     parser.add_argument("--points", type=int, default=20, help="of a full disk, per stage [20]")
-    parser.add_argument("--only", default="", help="some of: kills,rot,disk,numbers,tests")
+    parser.add_argument("--only", default="", help="some of: kills,teacher,rot,disk,numbers,tests")
     parser.add_argument("--to", type=Path, default=PAGE, help="where to write the page")
     chosen = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     parts: dict[str, Callable[[Path], Iterator[Row]]] = {
-        "kills": lambda folder: kills(folder, chosen.kills),
+        "kills": lambda _: kills(chosen.kills),
+        "teacher": lambda _: teacher(chosen.requests),
         "rot": lambda folder: rot(folder, chosen.flips),
         "disk": lambda folder: disk(folder, chosen.points),
         "numbers": numbers,

@@ -36,12 +36,17 @@ class Operations(Protocol):
 
 
 def forward(
-    decoder: Decoder, ids: Tensor, positions: Tensor, attend: Attend, operations: Operations
+    decoder: Decoder,
+    ids: Tensor,
+    positions: Tensor,
+    attend: Attend,
+    operations: Operations,
+    wanted: Tensor | None = None,
 ) -> Tensor:
     """Hidden states (N, C) behind the tokens `ids` (N,) at `positions` (N,), ready for the head.
 
     `attend(layer, qkv)` gives (N, H E). What runs through the layers is float32, products are in
-    the model's own type.
+    the model's own type. Only the `wanted` tokens (W,) go on behind the last attention, (W, C).
     """
     dtype = decoder.dtype
     hidden = decoder.embedding[ids].float()
@@ -49,9 +54,10 @@ def forward(
         hidden += decoder.positions[positions]
     added: Tensor | None = None
     for layer in decoder.layers:
-        added = layer.out(
-            attend(layer, layer.qkv(operations.add_norm(hidden, added, layer.norm, dtype)))
-        )
+        attended = attend(layer, layer.qkv(operations.add_norm(hidden, added, layer.norm, dtype)))
+        if wanted is not None and layer is decoder.layers[-1]:
+            hidden, attended = hidden[wanted], attended[wanted]
+        added = layer.out(attended)
         raised = layer.up(operations.add_norm(hidden, added, layer.feed_norm, dtype))
         added = layer.down(operations.activate(layer, raised))
     return operations.add_norm(hidden, added, decoder.norm, dtype)
@@ -86,9 +92,8 @@ def prefill(
         return documents.attend(layer, query, key, value)
 
     ids = torch.tensor([token for prompt in prompts for token in prompt], device=decoder.device)
-    hidden = forward(decoder, ids, documents.columns, attend, operations)
     ends = torch.tensor(documents.lengths, device=decoder.device).cumsum(0) - 1
-    return hidden[ends]
+    return forward(decoder, ids, documents.columns, attend, operations, ends)
 
 
 def read(
