@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,20 +93,19 @@ def gemm_gflops(dtype: torch.dtype, rows: int = 512, inner: int = 384, outer: in
 
 def case(name: str, value: float, unit: str, target: float | None, **more: Any) -> dict[str, Any]:
     """A line of the result; a target is met from it upwards."""
-    met = None if target is None else value >= target
-    return {
-        "case": name,
-        "value": round(value, 4),
-        "unit": unit,
-        "target": target,
-        "met": met,
-    } | more
+    met = None if target is None else bool(value >= target)
+    line = {"case": name, "value": round(float(value), 4), "unit": unit, "target": target}
+    return {**line, "met": met, **more}
 
 
 def finish(
-    bench: str, cases: Sequence[dict[str, Any]], packages: Sequence[str], **more: Any
+    bench: str,
+    cases: Sequence[dict[str, Any]],
+    packages: Sequence[str],
+    to: Path | None = None,
+    **more: Any,
 ) -> None:
-    """A table for people, and last one line for programs."""
+    """A table for people, and last one line for programs, which a file may keep, too."""
     print(f"\n{'case':<24}{'value':>12}  {'unit':<22}{'target':>8}  met")
     for line in cases:
         target = "" if line["target"] is None else f"{line['target']:g}"
@@ -113,7 +113,10 @@ def finish(
         print(f"{line['case']:<24}{line['value']:>12,.3f}  {line['unit']:<22}{target:>8}  {met}")
     versions = {name: importlib.metadata.version(name) for name in packages}
     versions |= {"python": platform.python_version(), "processor": processor()}
-    print(json.dumps({"bench": bench, "cases": list(cases), "versions": versions, **more}))
+    line = json.dumps({"bench": bench, "cases": list(cases), "versions": versions, **more})
+    if to:
+        to.write_text(line + "\n")
+    print(line)
 
 
 def processor() -> str:

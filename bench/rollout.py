@@ -215,9 +215,11 @@ def main() -> None:
                 share = speeds["limbeck"] / speeds["bound"]
                 cases.append(measure.case("roof_share", share, "of the GEMM bound", 0.4))
     packages = ["torch", "transformers", "limbeck"]
-    measure.finish("rollout", cases, packages, tokens_per_second=rates, threads=1)
+    results = Path(__file__).parent / "results"
     if not quick:
-        draw_chart(rates, Path(__file__).parent / "results" / "rollout.png")
+        draw_chart(rates, results / "rollout.png")
+    to = None if quick else results / "rollout.json"
+    measure.finish("rollout", cases, packages, to, tokens_per_second=rates, threads=1)
 
 
 def draw_chart(rates: dict[str, dict[str, float]], path: Path) -> None:

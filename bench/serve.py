@@ -318,6 +318,7 @@ def main() -> None:
     if options.client:
         client_main(*options.client)
         return
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the engine, alone and served; HTTP has the other core
     load = make_load(2 * NUM_CLIENTS, 64) if options.quick else make_load(2 * NUM_CLIENTS, 128)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"

@@ -117,7 +117,7 @@ def serve(
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option()] = "float32",
 ) -> None:
     """Serve a model by OpenAI's HTTP interface."""
-    from limbeck import serve
+    from limbeck import memory, serve
 
     key = serve.check(host, key_variable)
     bound = serve.bind(host, port)  # before the model is loaded, which may take a while
@@ -125,6 +125,7 @@ def serve(
     from limbeck.engines.decode import LocalEngine
     from limbeck.engines.pool import Draft
 
+    memory.keep_freed()
     engine = local.connect(model=model, dtype=dtype, batch_rows=rows)
     if not isinstance(engine, LocalEngine):
         what = "is of a kind whose texts cannot be written side by side here"

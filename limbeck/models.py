@@ -268,27 +268,6 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on a device; on a CPU, as far as the system tells."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    told = Path("/proc/meminfo")
-    if told.exists():
-        lines = dict(line.split(":") for line in told.read_text().splitlines())
-        available = int(lines["MemAvailable"].split()[0]) * 1024
-    else:
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (most := limit.read_text().strip()).isdigit():
-        available = min(available, int(most) - int(used.read_text()))
-    return available
-
-
-def set_threads(count: int) -> None:
-    """How many CPU threads torch may use inside one operation."""
-    torch.set_num_threads(count)
-
-
 def _vocabulary_weights(model: nn.Module) -> list[nn.Parameter]:
     assert isinstance(model, PreTrainedModel)
     return [model.get_input_embeddings().weight, model.get_output_embeddings().weight]

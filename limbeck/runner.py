@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from limbeck import ledger, progress, store
+from limbeck import ledger, memory, progress, store
 from limbeck.config import map_references, written
 from limbeck.errors import UserError, UserErrors
 from limbeck.folder import Machine, StageFolder
@@ -179,6 +179,7 @@ def settle(machine: Machine) -> Machine:
     except ImportError:
         return Machine(device="cpu" if device == "auto" else device, threads=threads)
     torch.set_num_threads(threads)
+    memory.keep_freed()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():

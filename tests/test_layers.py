@@ -22,6 +22,7 @@ GROUND = {
     "secrets",
     "chat",
     "models",
+    "memory",
 }
 PARTS = {"problems", "engines", "verifiers", "filters", "train", "metrics", "report", "serve"}
 ABOVE = {"recipe", "planner", "runner", "runs", "reporting", "api", "cli", "__init__", "__main__"}

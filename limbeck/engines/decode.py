@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from limbeck import models
+from limbeck import memory, models
 from limbeck.engines.decoder import kernel, weights
 from limbeck.engines.decoder.forward import Operations, read
 from limbeck.engines.decoder.plain import Plain
@@ -37,7 +37,8 @@ class LocalEngine:
     """Writes with a copy of the model's weights; `load_weights` brings newer ones.
 
     `name` is what its traces are signed with; `batch_rows` how many texts are written at once;
-    `compiled` whether the kernel is used where it can be.
+    `compiled` whether the kernel is used where it can be; `device` where it writes, the model's
+    own by default.
     """
 
     costs_money = False
@@ -50,11 +51,12 @@ class LocalEngine:
         name: str,
         batch_rows: int = 512,
         compiled: bool = True,
+        device: torch.device | None = None,
     ) -> None:
         self.tokenizer, self.name, self.batch_rows = tokenizer, name, batch_rows
         self.num_parameters = models.num_parameters(model)
         self.config = model.config
-        self.decoder = weights.read(model)
+        self.decoder = weights.read(model, device)
         self.context = self.decoder.context
         self.stops = stop_ids(model, tokenizer)
         self.operations: Operations = Plain()
@@ -117,7 +119,7 @@ class LocalEngine:
         longest_own = longest_own or self.context
         dtype = self.operations.cache_dtype(self.decoder)
         each = self.decoder.cache_bytes(dtype) * min(longest_prompt + longest_own, self.context)
-        fitting = int(MEMORY_SHARE * models.free_memory(self.decoder.device) / each)
+        fitting = int(MEMORY_SHARE * memory.left(self.decoder.device) / each)
         if fitting < 1:
             what = f"has no memory for keys and values of one text of {longest_own} tokens"
             raise UserError(f"model {self.name}", what, "lower max_tokens, or take a smaller model")

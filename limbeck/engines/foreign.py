@@ -48,8 +48,11 @@ class ForeignEngine:
         *,
         name: str,
         batch_rows: int = 512,
+        device: torch.device | None = None,
     ) -> None:
-        self.model, self.tokenizer = model.eval(), tokenizer
+        self.model: Any = model.eval()
+        self.model.to(device or model.device)
+        self.tokenizer = tokenizer
         self.name, self.batch_rows = name, batch_rows
         self.num_parameters = models.num_parameters(model)
         self.stops = stop_ids(model, tokenizer)

@@ -35,13 +35,14 @@ def connect(
     from limbeck.engines.decoder.weights import cannot_read
     from limbeck.engines.foreign import ForeignEngine
 
-    loaded = models.load_model(model, dtype=dtype, device=device)
+    place = models.pick_device(device)
+    loaded = models.load_model(model, dtype=dtype)  # on the CPU: a GPU holds the weights once
     tokenizer, name = models.load_tokenizer(model), signature(model)
     if reason := cannot_read(loaded.config):
         told = "%s is written with transformers' own generate, several times slower: %s"
         logger.warning(told, name, reason)
-        return ForeignEngine(loaded, tokenizer, name=name, batch_rows=batch_rows)
-    return LocalEngine(loaded, tokenizer, name=name, batch_rows=batch_rows)
+        return ForeignEngine(loaded, tokenizer, name=name, batch_rows=batch_rows, device=place)
+    return LocalEngine(loaded, tokenizer, name=name, batch_rows=batch_rows, device=place)
 
 
 def signature(model: str) -> str:

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from limbeck import chat, models
+from limbeck import chat, memory, models
 from limbeck.engines import local, pool
 from limbeck.engines.decode import LocalEngine
 from limbeck.engines.decoder import kernel
@@ -315,9 +315,9 @@ def test_a_full_context_ends_a_text_and_a_longer_prompt_is_an_error(tokenizer):
 
 def test_memory_bounds_the_rows(engine, monkeypatch):
     each = engine.decoder.cache_bytes(torch.float32) * 80
-    monkeypatch.setattr(models, "free_memory", lambda device: int(7.5 * each / 0.7))
+    monkeypatch.setattr(memory, "left", lambda device: int(7.5 * each / 0.7))
     assert engine.pool().num_rows == 7
-    monkeypatch.setattr(models, "free_memory", lambda device: each // 2)
+    monkeypatch.setattr(memory, "left", lambda device: each // 2)
     with pytest.raises(UserError, match="no memory for keys and values of one text of 80 tokens"):
         engine.pool()
 

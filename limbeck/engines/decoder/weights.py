@@ -92,7 +92,7 @@ class Decoder:
     def load(self, weights: Named, config: PretrainedConfig) -> None:
         """Overwrites all weights in place; UserError, and no change, where they do not fit."""
         try:
-            layers, others = _read(weights, config)
+            layers, others = _read(weights, config, self.device)
         except (KeyError, RuntimeError) as error:
             raise _cannot_load(f"{error} is missing or does not fit") from error
         olds, news = tensors(self.layers, self._others()), tensors(layers, others)
@@ -129,39 +129,58 @@ def cannot_read(config: PretrainedConfig) -> str | None:
     return None
 
 
-def read(model: PreTrainedModel) -> Decoder:
-    """The model's weights, copied: what happens to it afterwards changes nothing here."""
-    config = model.config
-    layers, others = _read({name: w.detach() for name, w in model.state_dict().items()}, config)
+def read(model: PreTrainedModel, device: torch.device | None = None) -> Decoder:
+    """The model's weights, copied to `device` [the model's own], one layer at a time.
+
+    What happens to the model afterwards changes nothing here.
+    """
+    config, device = model.config, device or model.device
+    layers, others = _read(model.state_dict(), config, device)
     embedding, positions, norm, norm_bias, head = others
     assert embedding is not None and norm is not None and head is not None
     is_gpt2 = config.model_type == "gpt2"
     epsilon = config.layer_norm_epsilon if is_gpt2 else config.rms_norm_eps
-    ours = embedding.clone()
+    ours = embedding.to(device, copy=True)
     return Decoder(
         layers=layers,
         embedding=ours,
-        positions=None if positions is None else positions.clone(),
+        positions=None if positions is None else positions.to(device, copy=True),
         norm=Norm(norm, norm_bias, epsilon),
-        head=Linear(ours if head is embedding else head.clone(), None),
+        head=Linear(ours if head is embedding else head.to(device, copy=True), None),
         context=config.max_position_embeddings,
-        angles=_no_angles if is_gpt2 else _angles(model),
+        angles=_no_angles if is_gpt2 else _angles(model, device),
     )
 
 
-def _read(weights: Named, config: PretrainedConfig) -> tuple[list[Layer], list[Tensor | None]]:
-    """(layers, [embedding, learned positions, norm, its bias, head])."""
+def _read(
+    weights: Named, config: PretrainedConfig, device: torch.device
+) -> tuple[list[Layer], list[Tensor | None]]:
+    """(layers, [embedding, learned positions, norm, its bias, head]) on a device."""
+    read_layer = _gpt2_layer if config.model_type == "gpt2" else _llama_layer
+    layers = [
+        _moved(read_layer(weights, config, i), device) for i in range(config.num_hidden_layers)
+    ]
     if config.model_type == "gpt2":
-        layers = [_gpt2_layer(weights, config, i) for i in range(config.n_layer)]
         embedding, positions = weights["transformer.wte.weight"], weights["transformer.wpe.weight"]
         norm, bias = weights["transformer.ln_f.weight"], weights["transformer.ln_f.bias"]
     else:
-        layers = [_llama_layer(weights, config, i) for i in range(config.num_hidden_layers)]
         embedding, positions = weights["model.embed_tokens.weight"], None
         norm, bias = weights["model.norm.weight"], None
     head = embedding if config.tie_word_embeddings else weights["lm_head.weight"]
-    bias = None if bias is None else bias.float().clone()
-    return layers, [embedding, positions, norm.float().clone(), bias, head]
+    norm, bias = _exact(norm, device), None if bias is None else _exact(bias, device)
+    return layers, [embedding, positions, norm, bias, head]
+
+
+def _exact(weight: Tensor, device: torch.device) -> Tensor:
+    return weight.to(device, torch.float32, copy=True)
+
+
+def _moved(layer: Layer, device: torch.device) -> Layer:
+    for part in vars(layer).values():
+        if isinstance(part, Norm | Linear):
+            part.weight = part.weight.to(device)
+            part.bias = None if part.bias is None else part.bias.to(device)
+    return layer
 
 
 def _llama_layer(weights: Named, config: PretrainedConfig, index: int) -> Layer:
@@ -251,15 +270,15 @@ def _no_angles(_: int) -> None:
     return None
 
 
-def _angles(model: PreTrainedModel) -> Callable[[int], tuple[Tensor, Tensor]]:
-    rotary = model.model.rotary_emb
-    device = model.device
+def _angles(model: PreTrainedModel, device: torch.device) -> Callable[[int], tuple[Tensor, Tensor]]:
+    rotary, there = model.model.rotary_emb, model.device  # the model itself may go
 
     def angles(length: int) -> tuple[Tensor, Tensor]:
-        one = torch.zeros(1, 1, dtype=torch.float32, device=device)
-        cosines, sines = rotary(one, torch.arange(length, device=device)[None])
+        one = torch.zeros(1, 1, dtype=torch.float32, device=there)
+        cosines, sines = rotary(one, torch.arange(length, device=there)[None])
         half = cosines.shape[-1] // 2  # the other half is the same
-        return cosines[0, :, :half].contiguous(), sines[0, :, :half].contiguous()
+        halves = (table[0, :, :half].to(device).contiguous() for table in (cosines, sines))
+        return next(halves), next(halves)
 
     return angles
 
