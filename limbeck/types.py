@@ -121,7 +121,9 @@ class Scored:
 class Generator(Protocol):
     """Every engine: writes one trace for each request, and yields them in any order.
 
-    Where it `costs_money`, each answer goes to a journal before it counts.
+    Where it `costs_money`, each answer goes to a journal before it counts. Such an engine may have
+    a `budget`, which is then told what earlier answers cost, and a `longer_max_tokens`, with which
+    it asks again for what was truncated: it gives both traces, of one id.
     """
 
     name: str
