@@ -10,7 +10,7 @@ import torch
 from limbeck import chat, memory, models
 from limbeck.engines import local, pool
 from limbeck.engines.decode import LocalEngine
-from limbeck.engines.decoder import kernel
+from limbeck.engines.decoder import kernel, plain
 from limbeck.engines.foreign import ForeignEngine
 from limbeck.errors import UserError
 from limbeck.problems import make_problem
@@ -211,11 +211,11 @@ def test_texts_do_not_depend_on_the_batch(model, tokenizer, batch_rows, compiled
 
 def test_the_kernel_writes_what_torch_writes(model, tokenizer):
     requests = ragged_requests(10, samples=3)
-    compiled, plain = (
+    compiled, uncompiled = (
         LocalEngine(model, tokenizer, name="tiny", compiled=it) for it in (True, False)
     )
     for sampling in (Sampling(1.0, 1.0, 24), Sampling(1.2, 0.9, 24, 20, 0.02)):
-        one, other = (texts(it, requests, sampling) for it in (compiled, plain))
+        one, other = (texts(it, requests, sampling) for it in (compiled, uncompiled))
         assert sum(one[key] != other[key] for key in one) <= 1  # for the reason above
 
 
@@ -240,6 +240,20 @@ def test_refilled_rows_write_what_a_batch_writes(engine):
         assert not rows.prompts
         assert sorted(rows.free_rows) == list(range(rows.num_rows))
     assert results[0] == results[1]
+
+
+def test_rows_that_share_a_prompt_or_nothing_sit_as_they_like(model, tokenizer, monkeypatch):
+    """Torch's operations copy keys or read them in place: the same texts either way."""
+    many, few = ragged_requests(2, samples=20), ragged_requests(14)[2:]
+    requests, sampling = [*many, *few], Sampling(1.0, 1.0, 16)
+    engine = LocalEngine(model, tokenizer, name="tiny", compiled=False)
+    results = []
+    for full in (0.0, 0.3, 2.0):
+        monkeypatch.setattr(plain, "SHARED_FULL", full)
+        monkeypatch.setattr(plain, "ALONE_FULL", full)
+        results.append(texts(engine, requests, sampling))
+    for other in results[1:]:
+        assert sum(other[key] != results[0][key] for key in other) <= 1  # rounding, as above
 
 
 def test_a_dropped_draft_frees_its_row(engine):

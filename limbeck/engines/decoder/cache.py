@@ -107,6 +107,11 @@ class Rows:
         return [torch.from_numpy(part).to(self.device, torch.long) for part in parts]
 
     @property
+    def seats(self) -> tuple[int, int]:
+        """(prompt slots up to the last in use, the most rows that look at one)."""
+        return int(self.prompts.max()) + 1, int(self.ranks.max()) + 1
+
+    @property
     def longest(self) -> tuple[int, int]:
         """(the longest prompt, the longest own text with the new token)."""
         return int(self.prompted.max()), int((self.positions - self.prompted).max()) + 1

@@ -15,7 +15,9 @@ from limbeck.engines.decoder.cache import Cache, Rows, Slots
 from limbeck.engines.decoder.weights import Decoder, Layer, Norm
 from limbeck.engines.draw import Knobs, draw
 
-DENSE_SHARE = 0.75  # of the slots, below which those in use are copied together
+# How full a table of seats must be; in an emptier one a copy of what rows see costs less than
+# products for nobody. A product with one row is slow, so a table of single seats must be fuller.
+SHARED_FULL, ALONE_FULL = 0.1, 0.75
 
 
 class Plain:
@@ -61,12 +63,9 @@ class Plain:
         query = query.view(len(query), layer.key_heads, -1, layer.width) * layer.scale
         query = query.to(ours.keys.dtype)  # (B, K, H / K, E)
         most_prompted, most_own = rows.longest
-        num_slots = int(rows.slots.max()) + 1
-        if len(slots) < DENSE_SHARE * num_slots:  # a copy costs less than products for nobody
-            ours = ours.take(slots, most_own)
-            slots, num_slots = torch.arange(len(slots), device=slots.device), len(slots)
-        shared = Seats((int(rows.prompts.max()) + 1, int(rows.ranks.max()) + 1), (prompts, ranks))
-        alone = Seats((num_slots, 1), (slots, torch.zeros_like(slots)))
+        theirs, shared = seated(theirs, prompts, ranks, rows.seats, most_prompted, SHARED_FULL)
+        alone_ranks, alone_seats = torch.zeros_like(slots), (int(rows.slots.max()) + 1, 1)
+        ours, alone = seated(ours, slots, alone_ranks, alone_seats, most_own, ALONE_FULL)
 
         first = torch.zeros_like(positions)
         if layer.window is not None:
@@ -122,6 +121,19 @@ class Seats:
         num_slots, num_seats = self.shape
         table = table.view(num_slots, key_heads, num_seats, -1, table.shape[-1])
         return table[self.places[0], :, self.places[1]]
+
+
+def seated(
+    slots: Slots, places: Tensor, ranks: Tensor, shape: tuple[int, int], length: int, full: float
+) -> tuple[Slots, Seats]:
+    """(what rows look at, where they sit): at the slots themselves, or each at a copy of its own.
+
+    Rows (B,) look at the slots `places`, as the `ranks`-th that does; `shape` holds them all.
+    """
+    if len(places) >= full * shape[0] * shape[1]:
+        return slots, Seats(shape, (places, ranks))
+    each = torch.arange(len(places), device=places.device)
+    return slots.take(places, length), Seats((len(places), 1), (each, torch.zeros_like(each)))
 
 
 def _unseen(scores: Tensor, first: Tensor, end: Tensor) -> Tensor:
