@@ -30,7 +30,7 @@ RecipePath = Annotated[str, typer.Argument(help="A recipe file, recipes/quicksta
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings that override it: distilled.lr=2e-3")
 ]
-RunDir = Annotated[Path | None, typer.Option("--run", help="The run folder [runs/<name>].")]
+RunDir = Annotated[Path | None, typer.Option("--run", help="The run folder; runs/NAME by default.")]
 Size = Annotated[str, typer.Option(help="A named size of the recipe, `ci` for instance.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only results and mistakes.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, runs/quickstart say.")]
@@ -105,16 +105,18 @@ def report(run_dir: RunFolder) -> None:
 def serve(
     model: Annotated[str, typer.Argument(help="A model's folder, or its name on the hub.")],
     host: Annotated[
-        str, typer.Option(help="Any but this machine's own demands a key.")
+        str, typer.Option(help="Where to listen; any but this machine's own demands a key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     key_variable: Annotated[
         str, typer.Option(help="The environment variable with the key that clients must send.")
     ] = "LIMBECK_SERVE_KEY",
     rows: Annotated[int, typer.Option(min=1, help="Texts that are written at once.")] = 64,
     queue: Annotated[int, typer.Option(min=0, help="Texts that may wait besides.")] = 256,
     timeout_s: Annotated[float, typer.Option(min=1, help="What a request may take.")] = 600.0,
-    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option()] = "float32",
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="What the model computes in.")
+    ] = "float32",
 ) -> None:
     """Serve a model by OpenAI's HTTP interface."""
     from limbeck import memory, serve
@@ -122,7 +124,7 @@ def serve(
     key = serve.check(host, key_variable)
     bound = serve.bind(host, port)  # before the model is loaded, which may take a while
     from limbeck.engines import local
-    from limbeck.engines.decode import LocalEngine
+    from limbeck.engines.local_engine import LocalEngine
     from limbeck.engines.pool import Draft
 
     memory.keep_freed()

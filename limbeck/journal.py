@@ -79,7 +79,7 @@ class Journal:
         self.path, self.records = path, contents.records
         self.torn = contents.torn
         self.quarantined = [self._quarantine(data[a:b], a) for a, b in contents.broken]
-        self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         if contents.torn:
             os.ftruncate(self.file, contents.end)
         self.unflushed, self.flushed = 0, time.monotonic()

@@ -262,10 +262,16 @@ def train_tokenizer(
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is the first accelerator, or the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """`auto` is the first accelerator, or the CPU. UserError for one that is not there."""
+    has_cuda = torch.cuda.is_available()
+    device = torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
+    is_there = {
+        "cuda": has_cuda and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not is_there.get(device.type, True):
+        raise UserError(f"device {name}", "this machine or this torch has none", "take auto or cpu")
+    return device
 
 
 def _vocabulary_weights(model: nn.Module) -> list[nn.Parameter]:
@@ -334,6 +340,8 @@ def _cannot_load(source: str | Path, what: str, error: Exception) -> UserError:
             "it brings code of its own, which Limbeck never runs",
             "take a model that transformers knows, or convert it",
         )
+    if isinstance(source, (str, Path)) and (Path(source) / "model" / "config.json").exists():
+        return UserError(where, "is a stage, not its model", f"take {Path(source) / 'model'}")
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return UserError(where, f"cannot be loaded ({reason})", "check the name, folder and network")
 

@@ -99,7 +99,10 @@ class Run:
             raise UserError(f"{self.path}: id {trace_id!r}", what, "take an id from the report")
         place, trace = found[0]
         trace.pop("logprobs"), trace.pop("token_ids")
-        problem = next(self._rows("problems", "id", trace["problem_id"]), None)
+        problems = list(self._rows("problems", "id", trace["problem_id"]))
+        # The same problem may lie in several tables: the one that the trace's stage was asked from.
+        asked = str(self.recipe["stages"].get(place.partition("/")[0], {}).get("problems", ""))
+        problem = next((p for p in problems if p[0] in asked), next(iter(problems), None))
         story: Row = {"trace": trace, "from": place}
         if problem:
             story["problem"] = {**problem[1], "from": problem[0]}

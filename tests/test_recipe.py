@@ -10,6 +10,7 @@ import pytest
 from limbeck import recipe as recipes
 from limbeck.config import split_fields, written
 from limbeck.errors import UserError, UserErrors
+from limbeck.types import Sampling
 
 ROOT = Path(__file__).parents[1]
 GOOD = """
@@ -45,6 +46,14 @@ def test_a_good_recipe_is_typed_and_ordered(tmp_path):
     keep = recipe.stages[3].config.keep
     assert [plugin.name for plugin in keep] == ["correct", "length"]
     assert keep[1].knobs == {"min_tokens": 1, "max_tokens": 9}
+
+
+def test_sampling_knobs_are_written_in_yaml_as_in_an_override(tmp_path):
+    text = GOOD.replace("engine: worked", 'engine: worked, top_k: 5, min_p: 0.1, stop: ["</a>", b]')
+    recipe = load(tmp_path, text)
+    assert recipe.stages[1].config.sampling() == Sampling(1.0, 1.0, 1024, 5, 0.1, ("</a>", "b"))
+    recipe = load(tmp_path, GOOD, overrides=recipes.parse_overrides(['sample.stop=["x"]']))
+    assert recipe.stages[1].config.sampling().stop == ("x",)
 
 
 def test_every_mistake_at_once_with_file_line_and_key(tmp_path):

@@ -70,7 +70,7 @@ class Budget:
             return UserError(where, what, "drop max_cost and max_total_tokens, or ask another")
         kept = "nothing that was paid for is lost"
         if self.max_cost is not None and self.cost >= self.max_cost:
-            what = f"the budget is reached: {self.cost:,.2f} of max_cost {self.max_cost:,g}"
+            what = f"the budget is reached: {self.cost:,.4g} of max_cost {self.max_cost:,g}"
             return UserError(where, f"{what} for {spent}", f"raise max_cost to go on: {kept}")
         total = self.tokens_in + self.tokens_out
         what = f"the budget is reached: {total:,} of max_total_tokens {self.max_total_tokens:,}"

@@ -33,6 +33,7 @@ from limbeck.engines.drafts import (
     trace_of,
 )
 from limbeck.engines.draw import Knobs, draw, uniform
+from limbeck.errors import UserError
 from limbeck.types import Request, Sampling, Trace
 
 
@@ -59,7 +60,7 @@ class ForeignEngine:
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", 2**31)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Trace]:
-        """One trace a request, prompts of like length together; as `decode.LocalEngine`."""
+        """One trace a request, prompts of like length together; as `local_engine.LocalEngine`."""
         prompts = read_prompts(self.tokenizer, requests)
         fitting = []
         for request in requests:
@@ -73,8 +74,20 @@ class ForeignEngine:
             yield from self._write(fitting[start : start + self.batch_rows], sampling)
 
     def load_weights(self, named: Mapping[str, Tensor]) -> None:
-        """Newer weights of the same model, by their names in `state_dict()`."""
-        self.model.load_state_dict(dict(named), strict=False)
+        """Newer weights of the same model, by their names in `state_dict()`; tied ones once.
+
+        UserError, and no change, where they do not fit.
+        """
+        own = self.model.state_dict()
+        given = {own[name].data_ptr() for name in named if name in own}
+        missing = [name for name, weight in own.items() if weight.data_ptr() not in given]
+        wrong = [n for n, w in named.items() if n not in own or w.shape != own[n].shape]
+        if missing or wrong:
+            what = f"cannot take the new weights: {(missing + wrong)[0]} is missing or does not fit"
+            way_out = "give it the weights of the same model"
+            raise UserError(f"model {self.name}", what, way_out)
+        models.check_finite(named, f"model {self.name}")
+        self.model.load_state_dict(dict(named), strict=False)  # what is tied is named once
 
     def text(self, ids: Sequence[int]) -> str:
         """What tokens say, special ones included."""

@@ -11,8 +11,8 @@ from pydantic import Field, PositiveInt
 from limbeck.config import HowRun, ModelPath
 
 if TYPE_CHECKING:
-    from limbeck.engines.decode import LocalEngine
     from limbeck.engines.foreign import ForeignEngine
+    from limbeck.engines.local_engine import LocalEngine
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ def connect(
     `device` is torch's word for it; "auto" takes a GPU where there is one.
     """
     from limbeck import models
-    from limbeck.engines.decode import LocalEngine
     from limbeck.engines.decoder.weights import cannot_read
     from limbeck.engines.foreign import ForeignEngine
+    from limbeck.engines.local_engine import LocalEngine
 
     place = models.pick_device(device)
     loaded = models.load_model(model, dtype=dtype)  # on the CPU: a GPU holds the weights once

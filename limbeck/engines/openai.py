@@ -15,13 +15,14 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from limbeck.config import HowRun
 from limbeck.engines.budget import Budget, Prices
 from limbeck.engines.http import answers, questions
-from limbeck.engines.http.address import host_of, plain_address, read_key
+from limbeck.engines.http.address import plain_address, read_key
 from limbeck.engines.http.client import open_clients
 from limbeck.engines.http.faults import is_busy, may_pass, one_line, stops_all, wait_s, without
 from limbeck.engines.http.pace import Pace
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LONGEST_OUTAGE_S = 1800.0
+FEW = 4  # requests; where fewer fail, they may be at fault themselves
 
 
 def check(
@@ -59,7 +61,7 @@ def connect(
     *,
     model: str,
     base_url: Annotated[str, AfterValidator(plain_address)] = "https://api.openai.com/v1",
-    key_variable: Annotated[str, Field(pattern="^[A-Z][A-Z0-9_]*$")] = "OPENAI_API_KEY",
+    key_variable: HowRun[Annotated[str, Field(pattern="^[A-Z][A-Z0-9_]*$")]] = "OPENAI_API_KEY",
     concurrency: HowRun[PositiveInt] = 64,
     timeout_s: HowRun[PositiveFloat] = 600.0,
     max_attempts: HowRun[PositiveInt] = 6,
@@ -122,13 +124,14 @@ class OpenAIEngine:
     costs_money: bool = True
     num_answers: int = 0
     num_failures: int = 0
+    num_asked: int = 0
     refused: frozenset[str] = frozenset()
     """Parameters that the server does not know."""
     stopped: UserError | None = None
     """Why nothing more is asked."""
 
     def __post_init__(self) -> None:
-        self.where = f"{self.name} at {host_of(self.base_url)}"
+        self.where = f"{self.name} at {urlsplit(self.base_url).netloc}"
         self.pace = Pace(self.concurrency, self.where)
         self.reasoning = Reasoning(self.where, self.reasons)
 
@@ -143,7 +146,11 @@ class OpenAIEngine:
         """
         from anyio.from_thread import start_blocking_portal
 
-        self.stopped = None
+        if self.logprobs and not questions.is_plain(sampling):
+            what = "cannot give log-probs of what is drawn at another temperature or with filters"
+            way_out = "set temperature to 1 and leave out top_p, top_k and min_p, or drop logprobs"
+            raise UserError(self.where, what, way_out)
+        self.stopped, self.num_asked = None, len(requests)
         traces: SimpleQueue[Trace | None] = SimpleQueue()
         slots = asyncio.Semaphore(self.concurrency)
         # A thread for the event loop, as a notebook already runs one in this thread. Left early,
@@ -155,6 +162,8 @@ class OpenAIEngine:
                 yield trace
                 portal.start_task_soon(slots.release)
             writing.result()
+        if self.stopped and self.budget.is_reached:
+            raise self.budget.stop(self.where)  # with what was in flight
         if self.stopped:
             raise self.stopped
 
@@ -249,7 +258,7 @@ class OpenAIEngine:
         """The trace with the body's answer, paid for; ValueError for none."""
         usage = answers.usage(body)
         try:
-            trace = answers.filled(empty, body, self.logprobs and questions.is_plain(sampling))
+            trace = answers.filled(empty, body, self.logprobs)
         except ValueError:
             if usage:  # billed, for nothing
                 self.budget.count(usage)
@@ -276,14 +285,18 @@ class OpenAIEngine:
             return self.stopped is None
         return False
 
-    def _given_up(self, empty: Trace, attempts: int, reason: str) -> Trace:
-        logger.warning("%s: no answer in %d attempts: %s", empty.id, attempts, reason)
+    def _given_up(self, empty: Trace, attempts: int, reason: str) -> Trace | None:
+        """The empty trace; None where nobody has got an answer, and nobody will."""
+        times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+        logger.warning("%s: no answer in %s: %s", empty.id, times, reason)
         self.num_failures += 1
-        if self.num_failures >= self.concurrency and not self.num_answers:
+        enough = min(self.concurrency, max(self.num_asked, FEW))
+        if self.num_failures >= enough and not self.num_answers:
             none = f"none of {self.num_failures} requests got an answer: {reason}"
             self.stopped = self.stopped or self._cannot(none)
+            return None
         return empty
 
     def _cannot(self, what: str) -> UserError:
-        way_out = f"check model, base_url, and the key in {self.key_variable} with its quota"
-        return UserError(self.where, what, way_out)
+        way_out = f"check model, base_url (it mostly ends in /v1), the key in {self.key_variable} "
+        return UserError(self.where, what, way_out + "and its quota, and what the server says")

@@ -37,7 +37,7 @@ class SamplingConfig(StageConfig):
     """Draws from this many of the most probable tokens."""
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Leaves out tokens less probable than this share of the most probable one's."""
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    stop: list[Annotated[str, Field(min_length=1)]] = []
     """A text ends before the first of these."""
     max_tokens: PositiveInt = 1024
     """A text that has not ended by then is truncated, and says so."""
@@ -45,7 +45,12 @@ class SamplingConfig(StageConfig):
     def sampling(self) -> Sampling:
         """The same for an engine."""
         return Sampling(
-            self.temperature, self.top_p, self.max_tokens, self.top_k, self.min_p, self.stop
+            self.temperature,
+            self.top_p,
+            self.max_tokens,
+            self.top_k,
+            self.min_p,
+            tuple(self.stop),
         )
 
 

@@ -202,6 +202,9 @@ def parse(kind: type[Kind], body: bytes) -> Kind:
         return kind.model_validate(parsed)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(step) for step in first["loc"])[:200]
+        # Of a value that may be of several types, a step is the type that was tried.
+        steps = [str(step) for step in first["loc"] if not str(step).endswith(("]", ")"))]
+        place = ".".join(steps)[:200]
         told = first["msg"].removeprefix("Value error, ")
+        told = "there is no such field" if first["type"] == "extra_forbidden" else told
         raise Refusal(400, f"{place}: {told}" if place else told, place or None) from error

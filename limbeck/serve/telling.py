@@ -64,29 +64,28 @@ class Choice:
         if finish == "error":
             raise Refusal(503, self.job.failure or "the model's numbers are not finite")
         draft = self.job.draft
-        said = draft.ids[:num]
-        if said and said[-1] in self.engine.stops:
-            said.pop()
+        written = draft.ids[:num]
+        said = written[:-1] if written and written[-1] in self.engine.stops else written
         piece = self.begun + self.reader.read(said, finish, draft.text_end)
         self.begun = ""
         thinking, text = self.splitter.split(piece, bool(finish)) if self.splitter else ("", piece)
         self.is_over = bool(finish)
-        tokens = self._tokens(said, finish)
+        tokens = self._tokens(written if finish else said, finish)
         if not (thinking or text or tokens or finish):
             return None
         return News(self.index, thinking, text, tokens, finish)
 
-    def _tokens(self, said: Sequence[int], finish: Finish | None) -> list[Token]:
-        """The tokens that are new, once nothing of their text is held back."""
-        if not self.keeps_tokens or (not finish and self.reader.is_behind(said)):
+    def _tokens(self, written: Sequence[int], finish: Finish | None) -> list[Token]:
+        """The tokens that are new, once nothing of their text is held back; the end of turn too."""
+        if not self.keeps_tokens or (not finish and self.reader.is_behind(written)):
             return []
         draft, begin = self.job.draft, self.num_told
-        end = len(said)
+        end = len(written)
         if draft.text_end is not None:
-            end = num_within(self.engine.text, said, draft.text_end)
+            end = num_within(self.engine.text, written, draft.text_end)
         self.num_told = max(begin, end)
         tops = draft.tops or [[]] * end
-        return [Token(said[i], draft.logprobs[i], tops[i]) for i in range(begin, end)]
+        return [Token(written[i], draft.logprobs[i], tops[i]) for i in range(begin, end)]
 
 
 def num_within(decode: Callable[[Sequence[int]], str], ids: Sequence[int], end: int) -> int:

@@ -48,7 +48,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     splits = {name: tables.read_problems(path) for name, path in config.problems.items()}
     engine: Generator = config.engine()
     drawn = config.sampling()
-    greedy = Sampling(0.0, max_tokens=config.max_tokens, stop=config.stop)
+    greedy = Sampling(0.0, max_tokens=config.max_tokens, stop=tuple(config.stop))
     rounds = [("pass_at_1", drawn, config.num_samples), ("greedy", greedy, int(config.greedy))]
     rows = []
     for metric, sampling, num_samples in rounds:

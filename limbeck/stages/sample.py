@@ -39,6 +39,9 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     finishes = traces["finish"].value_counts().to_pylist()
     finish = {item["values"]: item["counts"] for item in finishes}
     failed = finish.get("error", 0)
+    told = ", ".join(f"{num:,} {end}" for end, num in finish.items())
+    tokens = sum(traces["completion_tokens"].to_pylist())
+    out.log(f"{traces.num_rows:,} texts: {told}; {tokens:,} tokens")
     return {
         "accounts": out.balance(len(requests), traces.num_rows - failed, failed=failed),
         "finish": finish,

@@ -6,6 +6,7 @@ import asyncio
 import json
 import resource
 import time
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -218,7 +219,7 @@ def test_an_outage_is_waited_for_with_one_request_at_a_time(caplog):
     assert [t.finish for t in traces] == ["stop"] * 30
     said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(said) == 2
-    assert "teacher at 127.0.0.1 is out (InternalServerError" in said[0]
+    assert f"teacher at {urlsplit(server.url).netloc} is out (InternalServerError" in said[0]
     assert "answers again, after" in said[1]
 
 
@@ -288,24 +289,24 @@ def test_token_ids_that_are_none(ids):
     assert answers.filled(EMPTY, body(token_ids=ids)).token_ids is None
 
 
-@pytest.mark.parametrize(
-    ("sampling", "is_asked"),
-    [
-        (Sampling(), True),
-        (Sampling(0.6), False),
-        (Sampling(top_p=0.9), False),
-        (Sampling(top_k=5), False),
-        (Sampling(min_p=0.1), False),
-    ],
-)
-def test_log_probabilities_are_asked_for_where_they_are_those_of_what_was_drawn_from(
-    sampling, is_asked
-):
+def test_log_probabilities_are_those_of_what_was_drawn_from():
     reply = Reply(json.dumps(body(logprobs=entries(-1, -2, -3))))
     with FaultyServer(default=reply) as server:
-        (trace,) = connect(server, logprobs=True).generate(requests(), sampling)
-    assert server.requests[0].get("logprobs", False) is is_asked
-    assert (trace.logprobs is not None) is is_asked
+        (trace,) = connect(server, logprobs=True).generate(requests(), Sampling())
+    assert server.requests[0]["logprobs"] is True
+    assert trace.logprobs == (-1, -2, -3)
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(0.6), Sampling(top_p=0.9), Sampling(top_k=5), Sampling(min_p=0.1)]
+)
+def test_log_probabilities_of_another_distribution_are_refused_before_anything_is_asked(sampling):
+    with (
+        FaultyServer() as server,
+        pytest.raises(UserError, match="set temperature to 1 and leave out top_p"),
+    ):
+        list(connect(server, logprobs=True).generate(requests(), sampling))
+    assert server.requests == []
 
 
 @pytest.mark.parametrize(

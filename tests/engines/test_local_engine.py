@@ -9,9 +9,9 @@ import torch
 
 from limbeck import chat, memory, models
 from limbeck.engines import local, pool
-from limbeck.engines.decode import LocalEngine
 from limbeck.engines.decoder import kernel, plain
 from limbeck.engines.foreign import ForeignEngine
+from limbeck.engines.local_engine import LocalEngine
 from limbeck.errors import UserError
 from limbeck.problems import make_problem
 from limbeck.types import Request, Sampling
@@ -375,8 +375,10 @@ def test_new_weights_write_as_the_model_that_has_them(name, tokenizer):
     assert texts(engine, requests, sampling) == before
 
 
-def test_weights_that_do_not_fit_are_refused_before_anything_changes(engine, model, tokenizer):
-    requests = ragged_requests(4)
+@pytest.mark.parametrize("kind", [LocalEngine, ForeignEngine])
+def test_weights_that_do_not_fit_are_refused_before_anything_changes(kind, tokenizer):
+    model = tiny("qwen2", tokenizer)
+    engine, requests = kind(model, tokenizer, name="tiny"), ragged_requests(4)
     before = texts(engine, requests, GREEDY)
     for change in (
         lambda named: named.pop("model.layers.1.mlp.down_proj.weight"),
@@ -385,7 +387,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_changes(engine, mod
     ):
         named = dict(model.state_dict())
         change(named)
-        with pytest.raises(UserError, match="cannot take the new weights"):
+        with pytest.raises(UserError, match="cannot take the new weights|is not finite"):
             engine.load_weights(named)
         assert texts(engine, requests, GREEDY) == before
 
@@ -461,6 +463,14 @@ def test_the_foreign_engine_draws_as_the_decoder_does(model, tokenizer):
             for engine in (ours, theirs)
         )
         assert sum(one[key] != other[key] for key in one) <= 1  # rounding, as above
+
+
+def test_a_device_that_is_not_there_is_told():
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="device cuda: this machine or this torch has none"):
+            models.pick_device("cuda")
+    with pytest.raises(UserError, match="cuda:99"):
+        models.pick_device("cuda:99")
 
 
 def test_connect_reads_a_folder(model, engine, tokenizer, tmp_path):

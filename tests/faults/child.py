@@ -17,7 +17,7 @@ PRELOAD = [
     "limbeck.api",
     "limbeck.models",
     "limbeck.reporting",
-    "limbeck.engines.decode",
+    "limbeck.engines.local_engine",
     "limbeck.stages.sft",
     "limbeck.train.checkpoint",
     "transformers.models.llama.modeling_llama",

@@ -24,7 +24,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
 from limbeck import models  # noqa: E402
-from limbeck.engines import decode  # noqa: E402
+from limbeck.engines import local_engine  # noqa: E402
 from limbeck.engines.sampling import requests_for, write_missing  # noqa: E402
 from limbeck.stages import sft  # noqa: E402
 from limbeck.train import losses, step  # noqa: E402
@@ -260,7 +260,7 @@ def break_writing(world: World, point: Point, out: Path) -> list[str]:
     temperature, top_p = ((0.0, 1.0), (1.0, 1.0), (0.7, 0.9))[point.step % 3]
     sampling = Sampling(temperature, top_p, 12)
     model, tokenizer = (load(world.folder / "model") for load in LOADERS)
-    engine = decode.LocalEngine(model, tokenizer, name="tiny", batch_rows=4)
+    engine = local_engine.LocalEngine(model, tokenizer, name="tiny", batch_rows=4)
     engine.stops = ()  # so that every text reaches the token in question
     write = partial(write_missing, engine, requests, sampling, out / "traces", folder, 4)
     head = engine.decoder.head

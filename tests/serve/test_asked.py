@@ -45,7 +45,7 @@ def completion(**fields):
         ({"frequency_penalty": 0.5}, "frequency_penalty is not offered"),
         ({"chat_template": "{{ 1 }}"}, "chat_template is not offered"),
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs is not offered"),
-        ({"tempurature": 1}, "tempurature: Extra inputs"),
+        ({"tempurature": 1}, "tempurature: there is no such field"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user<|end|>", "content": "?"}]}, "role"),
         ({"messages": [{"role": "user", "content": "\0"}]}, "NUL"),

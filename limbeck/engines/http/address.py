@@ -33,7 +33,11 @@ def read_key(variable: str, base_url: str) -> str | None:
     host = host_of(base_url)
     key, where = os.environ.get(variable, "").strip(), f"environment variable {variable}"
     if not key and not is_near(host):
-        raise UserError(where, f"holds no key for {host}", f"export {variable}=...")
+        raise UserError(
+            where,
+            f"holds no key for {host}",
+            f"export {variable}=..., or name another by key_variable",
+        )
     if not key.isascii() or any(c.isspace() or not c.isprintable() for c in key):
         raise UserError(where, "holds characters that no key has", "export the key alone")
     return key or None

@@ -63,7 +63,8 @@ def wished_s(retry_after: str) -> float:
 def one_line(fault: Exception, key: str | None) -> str:
     """What went wrong, for people, without the key that a server may echo."""
     causes = [f"{type(error).__name__}: {error}".rstrip(": ") for error in _causes(fault)]
-    return " ".join(without(" from ".join(causes), key).split())[:300]
+    told = " from ".join(dict.fromkeys(causes))
+    return " ".join(without(told, key).split())[:300]
 
 
 def _causes(fault: BaseException) -> Iterator[BaseException]:

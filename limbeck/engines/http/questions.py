@@ -34,7 +34,7 @@ def parameters(
     }
     if sampling.stop:
         asked["stop"] = list(sampling.stop)
-    if logprobs and is_plain(sampling):
+    if logprobs:
         asked["logprobs"] = True
     beyond = {"top_k": sampling.top_k, "min_p": sampling.min_p}  # OpenAI's own API lacks these
     asked |= {name: value for name, value in beyond.items() if value}
