@@ -48,7 +48,7 @@ class Draft:
 
     def _says_stop(self, decode: Decode) -> bool:
         """Whether a stop string has just been completed; the text ends before it."""
-        longest = max(len(stop.encode()) for stop in self.sampling.stop)
+        longest = max(len(stop.encode(errors="replace")) for stop in self.sampling.stop)
         tail = decode(self.ids[-longest - SPARE_TOKENS :])  # a token is at least a byte
         if not any(stop in tail for stop in self.sampling.stop):
             return False

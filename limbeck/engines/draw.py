@@ -12,6 +12,7 @@ from torch import Tensor
 
 from limbeck.types import Sampling
 
+COLDEST = 1e-6  # nothing but the likeliest is left; float32 could not divide by much less
 LIKELIEST = 64  # among so many a nucleus is looked for first, which mostly spares a whole sort
 
 
@@ -28,7 +29,12 @@ class Knobs:
     def of(cls, samplings: Sequence[Sampling], vocabulary: int, device: torch.device) -> Knobs:
         """Those of each row's Sampling."""
         rows = [
-            (s.temperature, s.top_p, min(s.top_k or vocabulary, vocabulary), s.min_p)
+            (
+                s.temperature and max(s.temperature, COLDEST),
+                s.top_p,
+                min(s.top_k or vocabulary, vocabulary),
+                s.min_p,
+            )
             for s in samplings
         ]
         temperature, top_p, top_k, min_p = torch.tensor(rows, dtype=torch.float64).T.contiguous()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class ForeignEngine:
         self.name, self.batch_rows = name, batch_rows
         self.num_parameters = models.num_parameters(model)
         self.stops = stop_ids(model, tokenizer)
+        self.model.generation_config = GenerationConfig(pad_token_id=0)  # its own knobs are ours
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", 2**31)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Trace]:
@@ -69,9 +71,14 @@ class ForeignEngine:
                 fitting.append((prompt, request))
             else:
                 yield no_room(request, prompt, self.name)
-        fitting.sort(key=lambda pair: len(pair[0].ids))
-        for start in range(0, len(fitting), self.batch_rows):
-            yield from self._write(fitting[start : start + self.batch_rows], sampling)
+        fitting.sort(key=_length)
+        groups = [fitting]
+        if fitting and _length(fitting[-1]) + sampling.max_tokens > self.context:
+            # Ended rows are led on by generate, and must not leave the context before the others.
+            groups = [list(same) for _, same in groupby(fitting, _length)]
+        for group in groups:
+            for start in range(0, len(group), self.batch_rows):
+                yield from self._write(group[start : start + self.batch_rows], sampling)
 
     def load_weights(self, named: Mapping[str, Tensor]) -> None:
         """Newer weights of the same model, by their names in `state_dict()`; tied ones once.
@@ -107,7 +114,9 @@ class ForeignEngine:
                 torch.tensor(ids, device=self.model.device),
                 attention_mask=torch.tensor(seen, device=self.model.device),
                 generation_config=GenerationConfig(
-                    do_sample=False, max_new_tokens=sampling.max_tokens, pad_token_id=0
+                    do_sample=False,
+                    max_new_tokens=min(sampling.max_tokens, self.context - len(drafts[0].prompt)),
+                    pad_token_id=0,
                 ),
                 logits_processor=LogitsProcessorList([Drawing(self, drafts)]),
                 stopping_criteria=StoppingCriteriaList([Ended(drafts)]),
@@ -116,6 +125,10 @@ class ForeignEngine:
             raise NotFiniteError(broken).told(self.name, whose)
         for draft, (prompt, request) in zip(drafts, pairs, strict=True):
             yield trace_of(request, prompt, draft, self.name, self.stops, self.text)
+
+
+def _length(pair: tuple[Prompt, Request]) -> int:
+    return len(pair[0].ids)
 
 
 class Drawing(LogitsProcessor):

@@ -118,7 +118,10 @@ class LocalEngine:
         longest_prompt = longest_prompt or self.context
         longest_own = longest_own or self.context
         dtype = self.operations.cache_dtype(self.decoder)
-        each = self.decoder.cache_bytes(dtype) * min(longest_prompt + longest_own, self.context)
+        tokens = longest_prompt + longest_own
+        if self.decoder.device.type == "cpu":  # takes only the pages that are written to
+            tokens = min(tokens, self.context)
+        each = self.decoder.cache_bytes(dtype) * tokens
         fitting = int(MEMORY_SHARE * memory.left(self.decoder.device) / each)
         if fitting < 1:
             what = f"has no memory for keys and values of one text of {longest_own} tokens"
@@ -137,9 +140,20 @@ class LocalEngine:
 
     @torch.inference_mode()
     def score(self, sequences: Sequence[Sequence[int]], num_top: int = 0) -> Iterator[Scored]:
-        """How likely each given token is after those before it, in the order of `sequences`."""
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        found: dict[int, Scored] = {}
+        """How likely each given token is after those before it, in the order of `sequences`.
+
+        UserError for a sequence that is longer than the context, or a token that does not exist.
+        """
+        num_tokens = len(self.decoder.embedding)
+        for ids in sequences:
+            if len(ids) > self.context or any(not 0 <= token < num_tokens for token in ids):
+                what = f"cannot score {len(ids)} tokens, or one of them"
+                way_out = f"give at most {self.context} tokens below {num_tokens}"
+                raise UserError(f"model {self.name}", what, way_out)
+        found = {i: Scored((), (), ()) for i, ids in enumerate(sequences) if not ids}
+        order = sorted(
+            (i for i in range(len(sequences)) if i not in found), key=lambda i: len(sequences[i])
+        )
         places = iter(order)
         for batch in batches([tuple(sequences[i]) for i in order]):
             hidden = read(self.decoder, batch, self.operations)
@@ -156,7 +170,7 @@ class LocalEngine:
         for states, wanted in zip(hidden[:-1].split(rows), targets.split(rows), strict=True):
             table = self.decoder.head(states).float().log_softmax(-1)  # (n, V)
             logprobs += table.gather(-1, wanted[:, None])[:, 0].tolist()
-            top = table.topk(num_top)
+            top = table.topk(min(num_top, table.shape[-1]))
             top_ids += map(tuple, top.indices.tolist())
             top_logprobs += map(tuple, top.values.tolist())
         return Scored(tuple(logprobs), tuple(top_ids), tuple(top_logprobs))

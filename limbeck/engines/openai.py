@@ -24,7 +24,7 @@ from limbeck.engines.budget import Budget, Prices
 from limbeck.engines.http import answers, questions
 from limbeck.engines.http.address import plain_address, read_key
 from limbeck.engines.http.client import open_clients
-from limbeck.engines.http.faults import is_busy, may_pass, one_line, stops_all, wait_s, without
+from limbeck.engines.http.faults import is_busy, may_pass, one_line, scrubbed, stops_all, wait_s
 from limbeck.engines.http.pace import Pace
 from limbeck.engines.http.reasoning import Reasoning
 from limbeck.errors import UserError
@@ -251,8 +251,8 @@ class OpenAIEngine:
             # Not `chat.completions.create`, which looks for files in it for half a millisecond.
             response = await client.post("/chat/completions", cast_to=httpx2.Response, body=asked)
         is_secret = len(self.key or "") >= 16  # a shorter one may be a word that texts contain
-        text = response.content.decode(errors="replace")
-        return json.loads(without(text, self.key if is_secret else None))
+        answer = json.loads(response.content.decode(errors="replace"))
+        return scrubbed(answer, self.key) if self.key and is_secret else answer
 
     def _received(self, empty: Trace, body: Any, sampling: Sampling) -> Trace:
         """The trace with the body's answer, paid for; ValueError for none."""

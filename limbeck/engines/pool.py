@@ -143,7 +143,7 @@ class Pool:
             self.knobs = Knobs.of(samplings, len(weight), device)
         uniforms = torch.from_numpy(uniform(self.rows["seed"], self.rows["written"])).to(device)
         step = max(1, DRAW_NUMBERS // len(weight))
-        tokens, logprobs = [], []
+        tokens, logprobs, tops = [], [], []
         for start in range(0, len(self.drafts), step):
             part = slice(start, start + step)
             logits = self.decoder.head(self.hidden[part])
@@ -154,11 +154,13 @@ class Pool:
                 if draft.num_top:
                     likeliest = logits[row].float().log_softmax(-1).topk(draft.num_top)
                     pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-                    draft.tops.append(list(pairs))
+                    tops.append((draft, list(pairs)))
         taken, shares = torch.cat(tokens).cpu().numpy(), torch.cat(logprobs).cpu().numpy()
         if not np.isfinite(shares).all():
             broken = np.flatnonzero(~np.isfinite(shares))
             raise NotFiniteError([self.drafts[row] for row in broken])
+        for draft, likely in tops:
+            draft.tops.append(likely)
         limits = self.rows["limit"].tolist()
         rows = zip(self.drafts, taken.tolist(), shares.tolist(), limits, strict=True)
         for draft, token, logprob, limit in rows:

@@ -54,6 +54,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen()  # a second server on this port hears it now
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         what = f"cannot be listened at ({reason})"

@@ -97,7 +97,6 @@ class Service:
         """All texts in one response, or an event stream of what they grow by."""
         begun = monotonic()
         jobs = [choice.job for choice in choices]
-        self.metrics.num_prompt_tokens += num_prompt
 
         def count() -> dict[str, int]:
             written = [job for job in jobs if job.num_written]
@@ -109,6 +108,7 @@ class Service:
         deadline = asyncio.get_running_loop().time() + self.time_s
         with ExitStack() as stack:
             stack.enter_context(self.writer.writing([job for job in jobs if not job.finish]))
+            self.metrics.num_prompt_tokens += num_prompt
             if is_streamed:
                 told = events(form, news(choices, deadline), count)
                 return EventStream(told, stack.pop_all().close)
@@ -134,8 +134,8 @@ class Service:
         text = self.metrics.text(
             counters={"generated_tokens_total": writer.num_tokens},
             gauges={
-                "rows_writing": writer.pool.num_writing,
-                "rows_waiting": writer.pool.num_waiting,
+                "rows_writing": writer.num_writing,
+                "rows_waiting": writer.num_waiting,
                 "texts_in_work": writer.num_open,
             },
         )

@@ -96,8 +96,9 @@ def check_headers(scope: Message, hosts: frozenset[str] | None, key: str | None)
     if hosts is not None and origin is not None and hostname(origin) not in hosts:
         raise Refusal(403, "pages of other origins are not served")
     if key and scope["path"] not in OPEN_ROUTES:
-        shown = header(scope, b"authorization") or ""
-        if not hmac.compare_digest(shown.encode(), f"Bearer {key}".encode()):
+        scheme, _, shown = (header(scope, b"authorization") or "").partition(" ")
+        is_right = hmac.compare_digest(shown.encode(), key.encode())
+        if scheme.lower() != "bearer" or not is_right:
             raise Refusal(401, "send the server's key as `Authorization: Bearer KEY`")
     if scope["query_string"]:
         raise Refusal(400, "no route takes a query; a key belongs in the Authorization header")

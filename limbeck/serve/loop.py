@@ -115,9 +115,23 @@ class Writer:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
+    @property
+    def num_writing(self) -> int:
+        """Rows that write now; none while the pool is made anew."""
+        return self.pool.num_writing if hasattr(self, "pool") else 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Texts that wait for a row."""
+        return self.pool.num_waiting if hasattr(self, "pool") else 0
+
     @contextmanager
     def places(self, count: int) -> Iterator[None]:
         """Room for so many texts; Refusal when too many wait already."""
+        if count > self.num_places:
+            raise Refusal(400, f"a request has at most {self.num_places} texts here")
+        if not self.is_alive:
+            raise Refusal(503, "the model's thread has ended; start the server again")
         if self.num_open + count > self.num_places:
             raise Refusal(429, f"{self.num_open} texts are in work already", retry_s=1)
         self.num_open += count
@@ -185,11 +199,21 @@ class Writer:
     def _step(self) -> None:
         try:
             moved = self.pool.step()
-        except Exception:
+        except Exception as error:
             logger.exception("the model failed")
-            self._fail(FAILED)
+            if broken := getattr(error, "drafts", None):  # the others go on
+                self._fail_some(broken)
+            else:
+                self._fail(FAILED)
         else:
             self._tell(moved)
+
+    def _fail_some(self, drafts: Sequence[Draft]) -> None:
+        jobs = [self._jobs[draft] for draft in drafts]
+        self._drop(jobs)
+        for job in jobs:
+            job.failure, job.finish = FAILED, "error"
+        self._wake(jobs)
 
     def _tell(self, moved: Sequence[Draft]) -> None:
         """Lets the event loop know what has grown, but no stream too often."""
@@ -224,12 +248,17 @@ class Writer:
         jobs, scorings = list(self._jobs.values()), list(self._scorings)
         self._jobs.clear()
         self._scorings.clear()
-        self.pool = self.engine.pool(self.num_rows)
         for job in jobs:
             job.failure, job.finish = why, "error"
         self._wake(jobs)
         for scoring in scorings:
             self._call(_resolve, scoring.answer, Refusal(503, why))
+        try:
+            del self.pool  # gives its memory to the next
+            self.pool = self.engine.pool(self.num_rows)
+        except Exception:
+            logger.exception("there is no going on")
+            self._is_over = True
 
     def _wake(self, jobs: Sequence[Job]) -> None:
         if jobs:

@@ -59,7 +59,8 @@ class Choice:
     def news(self) -> News | None:
         """What has come since the last call. Raises Refusal where the text failed."""
         finish, num = self.job.finish, self.job.num_written  # in this order: both only grow
-        if self.is_over or not (finish or num):
+        is_due = finish or (num and self.job.is_streamed)  # what is not streamed is told whole
+        if self.is_over or not is_due:
             return None
         if finish == "error":
             raise Refusal(503, self.job.failure or "the model's numbers are not finite")

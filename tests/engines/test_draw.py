@@ -117,6 +117,14 @@ def test_greedy_takes_the_first_of_the_likeliest(drawn_by):
     torch.testing.assert_close(logp, expected, atol=1e-6, rtol=0)
 
 
+def test_a_temperature_next_to_nothing_is_greedy(drawn_by):
+    logits = torch.randn(3, 50, generator=torch.manual_seed(4))
+    uniforms = torch.tensor([0.0, 0.5, 0.999], dtype=torch.float64)
+    tokens, logp = drawn_by(logits, uniforms, Sampling(1e-39))
+    assert tokens.tolist() == logits.argmax(-1).tolist()
+    assert logp.tolist() == [0.0, 0.0, 0.0]
+
+
 def test_rows_draw_each_by_its_own_knobs(drawn_by):
     logits = torch.randn(4, 50, generator=torch.manual_seed(2))
     uniforms = torch.full((4,), 0.7, dtype=torch.float64)

@@ -317,6 +317,7 @@ def test_log_probabilities_of_another_distribution_are_refused_before_anything_i
         ({"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 90}, (7, 83)),
         ({"prompt_tokens": 7}, None),
         ({"prompt_tokens": -1, "completion_tokens": 3}, None),
+        ({"prompt_tokens": True, "completion_tokens": 3}, None),
         ({"prompt_tokens": 7, "completion_tokens": 2**40}, None),
         (None, None),
     ],

@@ -14,7 +14,7 @@ from limbeck.engines.foreign import ForeignEngine
 from limbeck.engines.local_engine import LocalEngine
 from limbeck.errors import UserError
 from limbeck.problems import make_problem
-from limbeck.types import Request, Sampling
+from limbeck.types import Request, Sampling, Scored
 
 torch.set_num_threads(1)
 
@@ -356,6 +356,11 @@ def test_scores_are_those_of_a_whole_forward(name, compiled, tokenizer):
             assert list(found.top_ids[place]) == top.indices.tolist()
             assert found.top_logprobs[place] == pytest.approx(top.values.tolist(), abs=1e-4)
     assert list(engine.score([], num_top=2)) == []
+    assert list(engine.score([[]])) == [Scored((), (), ())]
+    assert len(next(engine.score([[5, 6]], num_top=10_000)).top_ids[1]) == len(tokenizer)
+    for wrong in ([5] * 81, [5, 10_000], [-1]):
+        with pytest.raises(UserError, match="cannot score"):
+            list(engine.score([wrong]))
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "gpt2", "tied", "untied", "biased"])
@@ -382,6 +387,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_changes(kind, token
     before = texts(engine, requests, GREEDY)
     for change in (
         lambda named: named.pop("model.layers.1.mlp.down_proj.weight"),
+        lambda named: [named.pop(f"model.layers.1.self_attn.{x}_proj.bias") for x in "qkv"],
         lambda named: named.update({"model.norm.weight": torch.ones(7)}),
         lambda named: named.update({"model.norm.weight": torch.full((64,), float("nan"))}),
     ):
@@ -446,6 +452,18 @@ def test_other_architectures_run_through_transformers_and_say_so(name, tokenizer
 def _in_order(engine, requests, sampling):
     written = texts(engine, requests, sampling)
     return [written[request.id] for request in requests]
+
+
+def test_the_foreign_engine_stays_in_its_context_and_has_no_knobs_of_the_models(tokenizer):
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 40, "initializer_range": 0.3}
+    model = tiny("gpt2", tokenizer, **sizes)  # learned positions: there is nothing behind the last
+    requests, sampling = ragged_requests(12, samples=2), Sampling(0.0, max_tokens=1000)
+    expected = texts(LocalEngine(model, tokenizer, name="tiny"), requests, sampling)
+    assert len({len(ids) for ids in expected.values()}) > 4
+    model.generation_config.repetition_penalty = 1.7
+    model.generation_config.no_repeat_ngram_size = 2
+    engine = ForeignEngine(model, tokenizer, name="tiny")
+    assert texts(engine, requests, sampling) == expected
 
 
 def test_the_foreign_engine_draws_as_the_decoder_does(model, tokenizer):

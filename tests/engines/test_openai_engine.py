@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from email.utils import formatdate
@@ -182,6 +183,16 @@ def test_a_server_that_never_answers_stops_the_run():
         engine = connect(server, concurrency=4)
         with pytest.raises(UserError, match=r"none of 4 requests .*unsupported parameter"):
             list(engine.generate(requests(100), SAMPLING))
+
+
+def test_a_key_is_found_however_a_server_escapes_it(monkeypatch):
+    key = 'abcdefgh/ijkl"mnop\\qrst=='
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    escaped = "".join(f"\\u{ord(c):04x}" for c in key)
+    for told in (json.dumps(key)[1:-1], json.dumps(key)[1:-1].replace("/", "\\/"), escaped):
+        reply = Reply(completion("you are HERE").body.replace("HERE", told))
+        with FaultyServer(default=reply) as server:
+            assert only_trace(server).text == "you are [key]"
 
 
 def test_a_dead_server_is_told_however_few_are_asked():

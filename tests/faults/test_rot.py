@@ -24,7 +24,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("reasoning_gym")
 
 from limbeck import models  # noqa: E402
-from limbeck.engines.sampling import _open_journal  # noqa: E402
+from limbeck.engines.journaled import open_journal  # noqa: E402
 from limbeck.train.checkpoint import load_newest, save_checkpoint  # noqa: E402
 from limbeck.train.head import TokenModel  # noqa: E402
 from limbeck.train.step import make_optimizer  # noqa: E402
@@ -150,7 +150,7 @@ def journal(run: Path, scratch: Path) -> Case:
 
     def read() -> tuple[list[Any], str]:
         flipped = path.read_bytes() if path.exists() else b""
-        opened = _open_journal(path.with_suffix(""), StageFolder(scratch, "bought"))
+        opened = open_journal(path.with_suffix(""), StageFolder(scratch, "bought"))
         said = (scratch / "log.txt").read_text() if (scratch / "log.txt").exists() else ""
         (scratch / "log.txt").unlink(missing_ok=True)
         path.write_bytes(flipped)  # opening has mended it

@@ -50,6 +50,26 @@ def test_greedy_text_is_transformers(client, folder, name):
     assert answer.choices[0].message.content == tokenizer.decode(written)
 
 
+def test_texts_that_end_at_different_times_are_all_told_whole(client, name):
+    prompts = ["3 plus 4", "a", "legs", "plus plus", "12"]
+    asked = {"model": name, "prompt": prompts, "seed": 5, "max_tokens": 40, "temperature": 2}
+    whole = client.completions.create(**asked, logprobs=0)
+    lengths = [len(choice.logprobs.tokens) for choice in whole.choices]
+    assert sum(lengths) == whole.usage.completion_tokens
+    assert len(set(lengths)) > 1
+    streamed = dict.fromkeys(range(5), "")
+    for chunk in client.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.text
+    assert [choice.text for choice in whole.choices] == [*streamed.values()]
+
+
+def test_a_temperature_next_to_nothing_is_greedy_and_harms_nobody(client, name):
+    asked = {"model": name, "prompt": "3 plus 4", "max_tokens": 12}
+    cold = client.completions.create(**asked, temperature=1e-39)
+    assert cold.choices[0].text == client.completions.create(**asked, temperature=0).choices[0].text
+
+
 def test_a_seed_gives_the_same_texts_in_any_company(client, name):
     messages = [{"role": "user", "content": "3 plus 4 is?"}]
     asked = {"model": name, "messages": messages, "max_tokens": 16, "seed": 7, "n": 4}

@@ -92,9 +92,9 @@ static inline float total(Lanes lanes) {
 
 static inline Lanes all(float value) { return value - Lanes{}; }
 
-// e^x to 2e-7: 2^n for the whole part of x log2(e), a polynomial for the rest.
-static inline Lanes exponential(Lanes x) {
-    x = x < -87.0f ? all(-87.0f) : (x > 88.0f ? all(88.0f) : x);
+// e^x to 2e-7: 2^n for the whole part of x log2(e), a polynomial for the rest. Nothing below -87.
+static inline Lanes exponential(Lanes exact) {
+    Lanes x = exact < -87.0f ? all(-87.0f) : (exact > 88.0f ? all(88.0f) : exact);
     Lanes scaled = x * 1.44269504f;
     Ints whole = __builtin_convertvector(scaled + (scaled < 0 ? all(-0.5f) : all(0.5f)), Ints);
     Lanes n = __builtin_convertvector(whole, Lanes);
@@ -106,7 +106,8 @@ static inline Lanes exponential(Lanes x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    return p * (Lanes)((whole + 127) << 23);
+    Lanes power = p * (Lanes)((whole + 127) << 23);
+    return exact < -87.0f ? Lanes{} : power;
 }
 
 // hidden (B, C) += added (B, C), if there is one; out = hidden / rms(hidden) * weight
@@ -451,7 +452,7 @@ static int64_t draw_row(const T *logits, int vocabulary, float temperature, doub
         float weight = weights[v];
         if (weight < kept.weight || (weight == kept.weight && ties++ >= kept.ties)) continue;
         sum += weight;
-        found = v;
+        if (weight > 0) found = v;
     }
     *logprob = std::log(weights[found] / kept.mass);
     return found;

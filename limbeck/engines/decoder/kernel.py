@@ -160,15 +160,15 @@ def _built(compiler: str) -> Path:
 
 def _cache_folder() -> Path:
     """One that only this user can write to: what lies there is loaded as code."""
-    above = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = above / "limbeck"
     try:
+        above = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = above / "limbeck"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = folder.stat()
         if state.st_uid == os.getuid() and not state.st_mode & 0o022:
             return folder
-    except OSError:
-        pass  # a home that cannot be written to
+    except (OSError, RuntimeError):
+        pass  # no home, or one that cannot be written to
     return Path(tempfile.mkdtemp(prefix="limbeck-"))
 
 

@@ -95,7 +95,10 @@ class Decoder:
             layers, others = _read(weights, config, self.device)
         except (KeyError, RuntimeError) as error:
             raise _cannot_load(f"{error} is missing or does not fit") from error
-        olds, news = tensors(self.layers, self._others()), tensors(layers, others)
+        olds = [*tensors(self.layers, self._others())]
+        news = [*tensors(layers, others)]
+        if len(olds) != len(news):
+            raise _cannot_load("some are missing or too many")
         pairs = [*zip(olds, news, strict=True)]
         for old, new in pairs:
             if old.shape != new.shape:

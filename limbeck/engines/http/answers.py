@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import isfinite
 from typing import Any
 
 from limbeck.chat import CLOSE, OPEN
@@ -53,9 +52,11 @@ def usage(body: Any) -> tuple[int, int] | None:
     Some count the thinking in the total alone.
     """
     match body:
-        case {"usage": {"prompt_tokens": int(asked), "completion_tokens": int(written), **more}}:
+        case {"usage": {"prompt_tokens": asked, "completion_tokens": written, **more}}:
+            if type(asked) is not int or type(written) is not int:  # True is an int, too
+                return None
             total = more.get("total_tokens")
-            if isinstance(total, int) and total < MOST:
+            if type(total) is int and total < MOST:
                 written = max(written, total - asked)
             return (asked, written) if 0 <= asked < MOST and 0 <= written < MOST else None
     return None
@@ -107,5 +108,5 @@ def logprobs(choice: Mapping[Any, Any], num_tokens: int) -> tuple[float, ...] | 
             told = [entry.get("logprob") if isinstance(entry, dict) else None for entry in entries]
         case _:
             return None
-    numbers = tuple(float(p) for p in told if isinstance(p, float | int) and isfinite(p))
+    numbers = tuple(float(p) for p in told if isinstance(p, int | float) and abs(p) < MOST)
     return numbers if len(numbers) == num_tokens > 0 else None

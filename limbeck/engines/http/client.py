@@ -58,7 +58,7 @@ async def _limit(response: Response) -> None:
     """Lets no body grow beyond the limit, whatever its status."""
     import httpx2
 
-    packed = response.headers.get("content-encoding", "identity")
+    packed = response.headers.get("content-encoding", "identity").strip().lower()
     if packed != "identity":
         raise httpx2.DecodingError(f"the body is packed as {packed[:20]}, which nobody asked for")
     assert isinstance(response.stream, httpx2.AsyncByteStream)

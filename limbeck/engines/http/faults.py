@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from time import time
+from typing import Any
 
 from limbeck.engines.http.client import TooLong
 
@@ -73,6 +74,17 @@ def _causes(fault: BaseException) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
+
+
+def scrubbed(answer: Any, key: str) -> Any:
+    """A JSON value with nothing to be seen of the key in its texts, however they were escaped."""
+    if isinstance(answer, str):
+        return without(answer, key)
+    if isinstance(answer, list):
+        return [scrubbed(part, key) for part in answer]
+    if isinstance(answer, dict):
+        return {scrubbed(name, key): scrubbed(part, key) for name, part in answer.items()}
+    return answer
 
 
 def without(text: str, key: str | None) -> str:
