@@ -33,6 +33,9 @@ class Budget:
     num_answers: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    wasted_in: int = 0
+    wasted_out: int = 0
+    """Tokens that were billed and are of no use, as far as no account has them yet."""
     is_blind: bool = False
     """An answer came without its token counts."""
 
@@ -43,6 +46,18 @@ class Budget:
         tokens_in, tokens_out = usage or (0, 0)
         self.tokens_in += tokens_in
         self.tokens_out += tokens_out
+
+    def waste(self, usage: tuple[int, int]) -> None:
+        """Adds an answer that was billed for nothing."""
+        self.count(usage)
+        self.wasted_in += usage[0]
+        self.wasted_out += usage[1]
+
+    def take_waste(self) -> tuple[int, int]:
+        """What was wasted since the last time, for an account."""
+        wasted = self.wasted_in, self.wasted_out
+        self.wasted_in = self.wasted_out = 0
+        return wasted
 
     @property
     def cost(self) -> float:

@@ -44,11 +44,29 @@ def journaled(
     if longer:
         again = [r for r in requests if r.id in cut]
         rounds.insert(0, (again, replace(sampling, max_tokens=longer)))
-    for asked, drawn in rounds:
-        for trace in engine.generate(asked, drawn) if asked else ():
-            journal.append(asdict(trace))
-            store.failpoint(f"{name}.journal-{len(journal.records)}")
-            yield trace
+    try:
+        for asked, drawn in rounds:
+            for trace in engine.generate(asked, drawn) if asked else ():
+                journal.append(asdict(trace))
+                store.failpoint(f"{name}.journal-{len(journal.records)}")
+                note_waste(engine, journal)
+                yield trace
+    finally:
+        note_waste(engine, journal)
+
+
+def note_waste(engine: Generator, journal: Journal) -> None:
+    """A record of what was billed for nothing, as no trace tells of it."""
+    budget = getattr(engine, "budget", None)
+    wasted = budget.take_waste() if budget else (0, 0)
+    if any(wasted):
+        journal.append({"wasted": wasted})
+
+
+def wasted(journal: Journal) -> tuple[int, int]:
+    """(tokens in, tokens out) that were billed for nothing since the last part."""
+    found = [row["wasted"] for row in journal.records if "wasted" in row]
+    return sum(tokens for tokens, _ in found), sum(tokens for _, tokens in found)
 
 
 def settled(
@@ -70,7 +88,7 @@ def settled(
 def received(journal: Journal) -> Iterator[Trace]:
     """The answers in a journal; a request that nothing came of is asked again."""
     for row in journal.records:
-        if row["finish"] != "error" or row["completion_tokens"]:
+        if "wasted" not in row and (row["finish"] != "error" or row["completion_tokens"]):
             yield Trace(**row)
 
 
@@ -90,6 +108,8 @@ def count_earlier(
             of_parts[row["part"]] = row  # the last: an earlier one was of a part that a kill took
     for row in of_parts.values():
         budget.count((row["tokens_in"], row["tokens_out"]), row["answers"])
+    if any(wasted(journal)):
+        budget.count(wasted(journal), 0)
     for trace in received(journal):
         if trace.id not in done:
             budget.count((trace.prompt_tokens, trace.completion_tokens))

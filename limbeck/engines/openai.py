@@ -261,7 +261,7 @@ class OpenAIEngine:
             trace = answers.filled(empty, body, self.logprobs)
         except ValueError:
             if usage:  # billed, for nothing
-                self.budget.count(usage)
+                self.budget.waste(usage)
             raise
         self.budget.count(usage)
         self.pace.answered()

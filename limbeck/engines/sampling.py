@@ -20,6 +20,7 @@ from limbeck.engines.journaled import (
     longer_limit,
     open_journal,
     settled,
+    wasted,
 )
 from limbeck.folder import StageFolder
 from limbeck.journal import Journal
@@ -110,8 +111,9 @@ def write_missing(
                     paid += all_of_it
                     advance(1)
                 row |= {"part": len(tables.parts(table)), "answers": len(paid)}
-                row["tokens_in"] = sum(t.prompt_tokens for t in paid)
-                row["tokens_out"] = sum(t.completion_tokens for t in paid)
+                wasted_in, wasted_out = wasted(journal) if journal else (0, 0)
+                row["tokens_in"] = sum(t.prompt_tokens for t in paid) + wasted_in
+                row["tokens_out"] = sum(t.completion_tokens for t in paid) + wasted_out
                 tokens = row["tokens_in"] + row["tokens_out"]
                 row["flops"] = ledger.forward_flops(engine.num_parameters or 0, tokens)
             # Behind its account: a kill in between makes the part again, and that costs again.

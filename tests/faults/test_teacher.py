@@ -78,6 +78,23 @@ def test_a_budget_stops_the_stage_and_raised_it_goes_on(tmp_path):
     assert tables.read_table(tmp_path / "run/sample/traces").num_rows == NUM
 
 
+def test_what_was_billed_for_nothing_stays_counted(tmp_path):
+    """Three in four answers are billed and cut off: no sitting may spend them again."""
+    replies = [*[completion(finish=None)] * 3, completion()] * 100
+    with FaultyServer(replies) as server:
+        path = write_recipe(tmp_path, server.url, prices=PRICES, max_cost=290.0)
+        assert run(path)[0] == 2
+        first = len(server.requests)
+        assert 10 <= first <= 10 + 4
+        for _ in range(2):
+            code, said = run(path)
+            assert (code, len(server.requests)) == (2, first), said
+        assert run(path, "sample.engine.max_cost=100000.0")[0] == 0
+    assert tables.read_table(tmp_path / "run/sample/traces").num_rows == NUM
+    tokens = ledger.total(tmp_path / "run/sample/ledger.jsonl")["tokens_in"]
+    assert tokens == 7 * len(server.requests)
+
+
 def test_a_budget_of_tokens_counts_both_sides(tmp_path):
     with FaultyServer() as server:
         code, said = run(write_recipe(tmp_path, server.url, max_total_tokens=180))
