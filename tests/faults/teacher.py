@@ -188,7 +188,7 @@ class Runs:
             yield from map(_question, pq.read_table(part)["text"].to_pylist())
         paid = table.with_name("traces.journal")
         for record in journal.parse(paid.read_bytes()).records if paid.exists() else ():
-            if record["text"]:
+            if record.get("text"):
                 yield _question(record["text"])
 
 
