@@ -123,6 +123,27 @@ def test_the_kernel_is_there_to_be_tested(engine):
     assert isinstance(engine.operations, kernel.Kernel)
 
 
+@pytest.mark.parametrize("compiler", [None, "/bin/false"])
+def test_without_a_compiler_torch_writes_the_same(compiler, model, tokenizer, monkeypatch, caplog):
+    expected = texts(LocalEngine(model, tokenizer, name="tiny"), ragged_requests(4), GREEDY)
+    monkeypatch.setattr(kernel.shutil, "which", lambda name: compiler)
+    kernel.load.cache_clear()
+    engine = LocalEngine(model, tokenizer, name="tiny")
+    kernel.load.cache_clear()  # the next test finds the machine as it is
+    assert not isinstance(engine.operations, kernel.Kernel)
+    assert "decoding is slower" in caplog.text
+    assert texts(engine, ragged_requests(4), GREEDY) == expected
+
+
+def test_the_kernel_is_built_where_only_its_user_can_write(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    own = kernel._cache_folder()
+    assert own == tmp_path / "limbeck"
+    assert own.stat().st_mode & 0o077 == 0
+    own.chmod(0o777)  # where others can write, they could leave code
+    assert kernel._cache_folder() != own
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_is_what_transformers_writes(name, compiled, tokenizer):
