@@ -199,6 +199,6 @@ def test_a_request_that_failed_is_told_in_the_log_without_the_key(tmp_path):
         code, said = run(write_recipe(tmp_path, server.url))
     assert code == 0, said
     log = (tmp_path / "run/sample/log.txt").read_text()
-    assert "no answer in 1 attempts: BadRequestError" in log
+    assert "no answer in 1 attempt: BadRequestError" in log
     assert "too long, [key]" in log
     assert KEY not in log + said
