@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,9 +138,8 @@ class Run:
         """The run for a terminal: stages, results, cost."""
         lines = [f"{self.recipe['name']}  {self.path}", ""]
         for row in self.stages():
-            told = json.dumps(row.get("summary", {}), ensure_ascii=False)
-            told = told if len(told) < 90 else f"{told[:87]}..."
-            lines.append(f"{row['stage']:<20} {row['verb']:<9} {row['state']:<6} {told}")
+            told = _in_words(row.get("summary", {}))
+            lines.append(f"{row['stage']:<20} {row['verb']:<9} {row['state']:<6} {told}".rstrip())
         lines += [
             "",
             self.results_text(),
@@ -198,3 +196,16 @@ def _writes(verb: str) -> dict[str, str]:
 
 def _indent(text: str) -> str:
     return text.replace("\n", "\n         ")
+
+
+def _in_words(summary: Row) -> str:
+    """What a stage says of itself, as far as it fits in a line: `show --json` has all of it."""
+    accounts = summary.get("accounts", {})
+    told = [f"{accounts['ok']:,} of {accounts['inputs']:,}"] if accounts else []
+    told += [f"{accounts[end]:,} {end}" for end in ("rejected", "failed") if accounts.get(end)]
+    for name, value in summary.items():
+        if isinstance(value, str) and len(value) < 40:
+            told.append(f"{name.replace('_', ' ')} {value}")
+        elif isinstance(value, int):
+            told.append(f"{value:,} {name.removeprefix('num_').replace('_', ' ')}")
+    return ", ".join(told)
