@@ -34,7 +34,8 @@ from limbeck.config import Plugin, StageConfig, explain, hints_of, suggest, writ
 @dataclass(frozen=True)
 class Kind:
     """A kind of plug-in: `limbeck/<package>/<name>.py` has `function`, or, where `function` is
-    None, `limbeck/<package>.py` has a function of that name. `my_package.module:name` is yours."""
+    None, `limbeck/<package>` has or imports a function of that name. `my_package.module:name` is
+    yours."""
 
     noun: str
     package: str
@@ -48,7 +49,7 @@ class Kind:
                 name
                 for name, member in vars(module).items()
                 if inspect.isfunction(member)
-                and member.__module__ == self.package
+                and f"{member.__module__}.".startswith(f"{self.package}.")
                 and not name.startswith("_")
             )
         folder = importlib.import_module(self.package).__path__
@@ -207,5 +208,5 @@ def package_hash(package: str) -> str:
     """sha256 of every source file of a package: what judges, for a stage that lets it judge."""
     found = importlib.util.find_spec(package)
     assert found is not None and found.submodule_search_locations
-    files = sorted(Path(found.submodule_search_locations[0]).glob("*.py"))
+    files = sorted(Path(found.submodule_search_locations[0]).rglob("*.py"))
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]

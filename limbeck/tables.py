@@ -60,6 +60,7 @@ SCHEMAS = {
             ("problem_id", pa.string()),
             ("messages", MESSAGES),
             ("domain", pa.string()),
+            ("source", pa.string()),
             ("teacher", pa.string()),
             ("weight", pa.float32()),
         ]

@@ -27,7 +27,7 @@ class Config(StageConfig):
     verdicts: VerdictsPath
     """What the verifier said of them."""
     keep: list[FilterChoice] = []
-    """Filters of `limbeck/filters.py`, in order; the first that objects names the reason."""
+    """Filters of `limbeck/filters/`, in order; the first that objects names the reason."""
     thinking: Literal["keep", "drop"] = "keep"
     """`drop` leaves only what follows `</think>`: data without reasoning, for comparison."""
 
@@ -108,6 +108,7 @@ def _row(problem: Problem, trace: Trace, thinking: str) -> dict[str, Any]:
         "problem_id": problem.id,
         "messages": [*asked, {"role": "assistant", "content": text}],
         "domain": problem.domain,
+        "source": str(problem.meta.get("source", "")),
         "teacher": trace.model,
         "weight": 1.0,
     }

@@ -8,33 +8,42 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Literal
 
 from limbeck.chat import split_think
 from limbeck.types import Reason, Trace, Verdict
+
+AnswerIn = Literal["after_thinking", "anywhere"]
+"""Where the answer may stand: behind the last `</think>`, or anywhere, even in a text cut off."""
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 FIGURES = re.compile("([⁺⁻⁰¹²³⁴-⁹]+)|([₀-₋]+)|([¼-¾⅐-⅞↉])|([①-⒛])")
 MAX_BOXES = 8  # looked at from the end; a text that loops may open thousands
 
 
-def answer_text(trace: Trace) -> tuple[str, None] | tuple[None, Reason]:
+def answer_text(
+    trace: Trace, answer_in: AnswerIn = "after_thinking"
+) -> tuple[str, None] | tuple[None, Reason]:
     """(what follows the last `</think>`, None), or (None, why there is nothing).
 
-    Nothing before counts, so that a number met on the way is never taken for the answer.
+    Nothing before counts, so that a number met on the way is never taken for the answer; unless
+    it may stand `anywhere`.
     """
     if trace.finish == "error":
         return None, "error"
-    if trace.finish == "length":
+    if trace.finish == "length" and answer_in == "after_thinking":
         return None, "truncated"
-    answer = split_think(trace.text).answer
+    answer = trace.text if answer_in == "anywhere" else split_think(trace.text).answer
     if answer is None:
         return None, "truncated"
     return (answer, None) if answer.strip() else (None, "unparsed")
 
 
-def final_answer(trace: Trace) -> tuple[str, None] | tuple[None, Reason]:
+def final_answer(
+    trace: Trace, answer_in: AnswerIn = "after_thinking"
+) -> tuple[str, None] | tuple[None, Reason]:
     """`answer_text`, or what its last `\\boxed{…}` holds if it has one."""
-    answer, reason = answer_text(trace)
+    answer, reason = answer_text(trace, answer_in)
     if answer is None:
         return None, reason or "unparsed"
     boxed = last_boxed(answer)

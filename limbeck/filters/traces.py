@@ -1,18 +1,9 @@
-"""Which traces are kept: a filter answers None for a trace it keeps, or one word that says why not.
-
-ROW filters judge one trace: `keep_row(trace, verdict, *, knobs) -> str | None`. They are `correct`,
-`finished`, `well_formed`, `not_repetitive`, `length`, `one_language`.
-
-GROUP filters judge the traces of a problem beside each other: `keep_group(traces, verdicts, *,
-knobs) -> list[str | None]`, one word or None per trace. They are `deduplicate`, `shortest`,
-`at_most`; their first parameter is called `traces`. They see what the row filters kept, and do not
-mind being given several problems at once.
-"""
+"""Filters of one trace: `keep_row(trace, verdict, *, knobs) -> str | None`."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated
@@ -106,45 +97,3 @@ def _script(letter: str) -> str:
     """The first word of its Unicode name; Japanese mixes three scripts and is one language."""
     name = unicodedata.name(letter, "UNKNOWN").split()[0]
     return "CJK" if name in ("HIRAGANA", "KATAKANA") else name
-
-
-def deduplicate(traces: Sequence[Trace], verdicts: Sequence[Verdict] = ()) -> list[str | None]:
-    """Drops a text that an earlier trace of the same problem has word for word."""
-    seen: set[tuple[str, str]] = set()
-    reasons: list[str | None] = []
-    for trace in traces:
-        key = (trace.problem_id, trace.text)
-        reasons.append("duplicate" if key in seen else None)
-        seen.add(key)
-    return reasons
-
-
-def shortest(
-    traces: Sequence[Trace], verdicts: Sequence[Verdict] = (), *, num: PositiveInt = 1
-) -> list[str | None]:
-    """Keeps the `num` shortest traces of a problem, in tokens, then in characters."""
-    order = sorted(
-        range(len(traces)), key=lambda i: (traces[i].completion_tokens, len(traces[i].text), i)
-    )
-    return _first_of_each(traces, order, num, "longer")
-
-
-def at_most(
-    traces: Sequence[Trace], verdicts: Sequence[Verdict] = (), *, num: PositiveInt = 4
-) -> list[str | None]:
-    """Keeps the first `num` traces of a problem, by sample index."""
-    order = sorted(range(len(traces)), key=lambda i: (traces[i].index, i))
-    return _first_of_each(traces, order, num, "surplus")
-
-
-def _first_of_each(
-    traces: Sequence[Trace], order: Sequence[int], num: int, reason: str
-) -> list[str | None]:
-    """`reason` for every trace but its problem's first `num` in `order`."""
-    kept: defaultdict[str, int] = defaultdict(int)
-    reasons: list[str | None] = [None] * len(traces)
-    for i in order:
-        kept[traces[i].problem_id] += 1
-        if kept[traces[i].problem_id] > num:
-            reasons[i] = reason
-    return reasons
