@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import pkgutil
 import re
 import reprlib
-import traceback
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from limbeck import outside, secrets
@@ -23,6 +20,7 @@ from limbeck import stages as stage_package
 from limbeck.config import StageConfig, explain, map_references, suggest
 from limbeck.errors import UserError, UserErrors
 from limbeck.folder import Machine
+from limbeck.recipe_file import Lines, is_text, read_file, read_yaml
 
 KEYS = ["name", "title", "machine", "sizes", "stages"]
 VERBS = sorted(module.name for module in pkgutil.iter_modules(stage_package.__path__))
@@ -30,7 +28,6 @@ TABLES = ("problems", "traces", "verdicts", "dataset", "decisions", "scores", "r
 NAME = re.compile(r"\w[\w .-]{0,99}")
 STAGE_NAME = re.compile(r"[A-Za-z_][\w-]{0,63}")
 RESERVED = ("lock", "machine")
-MAX_VALUES = 100_000
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 
 
@@ -58,74 +55,6 @@ class Recipe:
     path: Path | None = None
 
 
-Lines = dict[tuple[Any, ...], int]
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML with the scalars of YAML 1.2: `1e-4` is a number, `no` a word, `1:30` no number."""
-
-
-_TAG = "tag:yaml.org,2002:"
-_PLAIN = {
-    "null": r"^(~|null|)$",
-    "bool": r"^(true|false)$",
-    "int": r"^[-+]?(0|[1-9][\d_]*)$",
-    "float": r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)$|^[-+]?(\d[\d_]*\.\d*|\.\d+)$",
-    "merge": r"^<<$",
-}
-_TAGS = {_TAG + kind for kind in (*_PLAIN, "str", "seq", "map")}
-_Loader.yaml_implicit_resolvers = {}
-for _kind, _rule in _PLAIN.items():
-    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(_rule), None)
-
-
-def read_yaml(text: str, where: str) -> tuple[Any, Lines]:
-    """The value of a YAML text, and the line on which each key stands."""
-    lines: Lines = {}
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            raise UserError(where, "is empty", "give it a name and stages")
-        _walk(node, (), lines, where)
-        return loader.construct_document(node), lines
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{where}{line}", f"is not valid YAML ({what})", "mend the line") from None
-    except RecursionError:
-        raise UserError(where, "is nested too deeply", "make it flatter") from None
-    except (ValueError, LookupError, AttributeError, TypeError) as error:  # `!!int x`
-        raise UserError(where, f"is not valid YAML ({error})", "mend the value") from None
-
-
-def _walk(node: yaml.Node, path: tuple[Any, ...], lines: Lines, where: str) -> None:
-    """Notes the line of each key; refuses what no recipe needs, exploding aliases among it."""
-    line = node.start_mark.line + 1
-    if len(lines) > MAX_VALUES:
-        what = f"has more than {MAX_VALUES:,} values once its aliases are written out"
-        raise UserError(f"{where}:{line}", what, "use fewer aliases")
-    if node.tag not in _TAGS:
-        what = f"is not valid YAML for a recipe ({node.tag.replace(_TAG, '!!')})"
-        raise UserError(f"{where}:{line}", what, "drop the tag")
-    lines[path] = line
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.tag not in (_TAG + "str", _TAG + "merge"):
-                raise UserError(f"{where}:{line}", "has a key that is no word", "put it in quotes")
-            if key.value in seen and key.value != "<<":
-                raise UserError(f"{where}:{line}", f"key {key.value!r} stands twice", "keep one")
-            seen.add(key.value)
-            _walk(value, (*path, key.value), lines, where)
-            lines[(*path, key.value)] = line
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _walk(value, (*path, index), lines, where)
-
-
 def load(
     recipe: str | Path | dict[str, Any], overrides: dict[str, Any] | None = None, size: str = ""
 ) -> Recipe:
@@ -139,7 +68,7 @@ def load(
         value, where = recipe, "recipe"
     else:
         path, where = Path(recipe), str(recipe)
-        value, lines = _read(path)
+        value, lines = read_file(path)
     check = _Check(where, lines)
     if not isinstance(value, dict) or not isinstance(value.get("stages"), dict):
         raise UserError(where, "has no mapping called 'stages'", "see recipes/quickstart.yaml")
@@ -167,35 +96,6 @@ def load(
     if not checked:
         raise UserError(f"{where}: stages", "is empty", "see recipes/quickstart.yaml")
     return Recipe(name, title, machine, tuple(checked), path)
-
-
-def _read(path: Path) -> tuple[Any, Lines]:
-    if not os.path.exists(path):
-        raise UserError(str(path), "no such recipe", "check the path")
-    if not _is_text(str(path)):
-        raise UserError(str(path), "has a name that is not UTF-8", "rename it")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(str(path), f"is not UTF-8 ({error.reason})", "save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(str(path), f"cannot be read ({error.strerror})", "give a file") from None
-    return read_yaml(text, str(path)) if path.suffix != ".py" else (_read_python(path), {})
-
-
-def _read_python(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("recipe", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        return module.recipe
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        inside = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
-        line = getattr(error, "lineno", None) or (inside[-1] if inside else 1)
-        what = f"cannot be run ({type(error).__name__}: {error})"
-        raise UserError(f"{path}:{line}", what, "mend it; it must define `recipe`") from error
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
@@ -230,10 +130,6 @@ def _override(value: dict[str, Any], key: str, setting: Any, check: _Check) -> N
 def _copy(settings: Any) -> Any:
     """Of one's own, since aliases share theirs; nothing is an empty mapping."""
     return dict(settings or {}) if isinstance(settings, dict | None) else settings
-
-
-def _is_text(value: str) -> bool:
-    return not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 class _Check:
@@ -287,7 +183,7 @@ class _Check:
         """Every text goes into the run folder: it must fit, and be no secret."""
         if isinstance(value, str) and secrets.is_told(value):
             self.wrong(path, "holds a key; take it out, only the environment may hold it")
-        elif isinstance(value, str) and not _is_text(value):
+        elif isinstance(value, str) and not is_text(value):
             self.wrong(path, "holds half a character; mend it")
         elif isinstance(value, dict | list):
             for step, inner in value.items() if isinstance(value, dict) else enumerate(value):

@@ -24,8 +24,32 @@ GROUND = {
     "models",
     "memory",
 }
-PARTS = {"problems", "engines", "verifiers", "filters", "train", "metrics", "report", "serve"}
-ABOVE = {"recipe", "planner", "runner", "runs", "reporting", "api", "cli", "__init__", "__main__"}
+PARTS = {
+    "problems",
+    "engines",
+    "verifiers",
+    "filters",
+    "train",
+    "metrics",
+    "report",
+    "serve",
+    "card",
+}
+ABOVE = {
+    "recipe",
+    "recipe_file",
+    "planner",
+    "runner",
+    "runs",
+    "reporting",
+    "audit",
+    "doctor",
+    "publish",
+    "api",
+    "cli",
+    "__init__",
+    "__main__",
+}
 
 
 def layer(module: str) -> int:

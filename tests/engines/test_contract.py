@@ -313,8 +313,6 @@ def test_what_cannot_work_is_a_mistake_in_one_line(tmp_path, monkeypatch):
 
 @engines_that("score")
 def test_scores_are_those_of_a_whole_forward(engine, reference, tokenizer):
-    if not hasattr(engine, "score"):
-        pytest.skip("the local engine does not score yet")
     sequences = [prompt_of(tokenizer, r) + [5, 9, 99, 17][: 1 + i] for i, r in enumerate(sums(5))]
     sequences.append(sequences[0][:1])
     for ids, scored in zip(sequences, engine.score(sequences, num_top=3), strict=True):
@@ -333,8 +331,6 @@ def test_scores_are_those_of_a_whole_forward(engine, reference, tokenizer):
 
 @engines_that("score")
 def test_scores_without_alternatives(engine, tokenizer):
-    if not hasattr(engine, "score"):
-        pytest.skip("the local engine does not score yet")
     ids = prompt_of(tokenizer, sums(1)[0])
     (scored,) = engine.score([ids])
     assert set(scored.top_ids) == set(scored.top_logprobs) == {()}
@@ -343,8 +339,6 @@ def test_scores_without_alternatives(engine, tokenizer):
 
 @engines_that("learn")
 def test_new_weights_write_and_score_from_then_on(engine, folder, tokenizer):
-    if not hasattr(engine, "load_weights"):
-        pytest.skip("the local engine takes no new weights yet")
     other = AutoModelForCausalLM.from_pretrained(folder).eval()
     before = {name: weight.clone() for name, weight in other.state_dict().items()}
     with torch.no_grad():

@@ -87,8 +87,8 @@ def test_draws_have_exactly_the_distribution(vocabulary, sampling, drawn_by):
         seen, wanted = [*seen, rest[0]], [*wanted, rest[1]]
     elif wanted:
         wanted = [w * sum(seen) / sum(wanted) for w in wanted]
-    # 60 tests at 1e-4: a false alarm once in 160 changes of the seeds, which are fixed.
-    assert len(seen) == 1 or chisquare(seen, wanted).pvalue > 1e-4
+    # The seeds are fixed: of 60 tests at 1e-3 one change of them in 17 gives a false alarm.
+    assert len(seen) == 1 or chisquare(seen, wanted).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
