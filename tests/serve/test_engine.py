@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import openai
 import pytest
 import torch
 
 from limbeck import chat, models
 from limbeck.types import Message
-from tests.serve import small
 from tests.serve.echo import serving
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("serve") / "model"
-    small.save_model(place)
-    return place
-
-
-@pytest.fixture(scope="module")
 def server(folder):
     with serving("-m", "limbeck", "serve", str(folder), "--port", "0") as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -8,19 +8,11 @@ import pytest
 import torch
 
 from limbeck import models
-from tests.serve import small
 from tests.serve.echo import serving
 
 torch.set_num_threads(1)
 
 CHOICES = [" 7 legs", " 8 fox", " 9 minus", " until done"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("serve") / "model"
-    small.save_model(place)
-    return place
 
 
 @pytest.fixture(scope="module")

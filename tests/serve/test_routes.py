@@ -22,22 +22,9 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("serve") / "model"
-    small.save_model(place)
-    return place
-
-
-@pytest.fixture(scope="module")
 def server(folder):
     with serving("-m", "tests.serve.echo", str(folder), "0.002") as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def chat(client, text, **fields):
