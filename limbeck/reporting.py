@@ -22,7 +22,7 @@ NUM_SHOWN = 4  # pairs of traces, and problems with everybody's answer
 
 def write_report(run: Run) -> Path:
     """Writes `report.html`, whole or not at all."""
-    from limbeck.report.page import Report, headline, render
+    from limbeck.report import Report, headline, render
 
     compared = run.compared()
     sessions = store.read_jsonl(run.path / "sessions.jsonl")

@@ -154,7 +154,7 @@ class Run:
 
     def results_text(self) -> str:
         """The results table and what the paired tests say."""
-        from limbeck.report.page import results_table
+        from limbeck.report import results_table
 
         compared = self.compared()
         return results_table(compared["results"], compared["tests"]) if compared["results"] else ""

@@ -353,6 +353,6 @@ def test_plots_stand_odd_numbers(points):
     assert svg == "" or ElementTree.fromstring(svg) is not None
     assert "nan" not in svg and len(svg) < 20_000
     ElementTree.fromstring(plots.interval_plot("t", "d", []))
-    ElementTree.fromstring(plots.funnel("t", "d", 0, {}, {}))
+    ElementTree.fromstring(plots.funnel("t", "d", 0, [], {}))
     assert plots.histogram("t", "d", {"kept": []}) == ""
     ElementTree.fromstring(plots.histogram("t", "d", {"kept": [0], "dropped": [3, 4, 900]}))

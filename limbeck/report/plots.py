@@ -99,12 +99,16 @@ def interval_plot(title: str, desc: str, rows: Sequence[IntervalRow]) -> str:
 
 
 def funnel(
-    title: str, desc: str, total: int, drops: Mapping[str, int], gloss: Mapping[str, str]
+    title: str,
+    desc: str,
+    total: int,
+    drops: Sequence[tuple[str, int]],
+    gloss: Mapping[str, str],
 ) -> str:
     """What went in, what each reason took away from it, and what is left, as steps of one bar."""
     left = total
     rows = [("sampled", total, 0, "whole")]
-    for reason, count in sorted(drops.items(), key=lambda item: -item[1]):
+    for reason, count in drops:
         left -= count
         rows.append((reason, count, left, "dropped"))
     rows.append(("kept", left, 0, "kept"))

@@ -1,0 +1,122 @@
+"""What results and tests say, in words and as a plain table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from limbeck.report import plots
+
+Row = Mapping[str, Any]
+METRICS = {"pass_at_1": "pass@1", "greedy": "greedy"}
+
+
+def headline(results: Sequence[Row], tests: Sequence[Row]) -> str:
+    """The run in one sentence, which claims a difference only where the first test found one."""
+    if not results:
+        return "Nothing has been evaluated yet."
+    split, metric = main_split(results)
+    scores = {
+        row["name"]: row for row in results if (row["split"], row["metric"]) == (split, metric)
+    }
+    test = next((t for t in tests if t["split"] == split and {t["a"], t["b"]} <= set(scores)), None)
+    names = [test["a"], test["b"]] if test else list(scores)[:3]
+    asked = "held-out problems" if is_heldout(split) else f"`{split}` problems"
+    solved = [f"`{name}` {_score(scores[name])}" for name in names]
+    solved[0] = f"`{names[0]}` solves {_score(scores[names[0]], f' of {asked}')}"
+    sentence = ", ".join(solved)
+    if not test:
+        more = "; no paired test has compared them" if len(names) > 1 else ""
+        return f"{sentence}{more}."
+    sentence += f" {test['note']}" if test.get("note") else ""
+    size, chance = points(abs(test["difference"])), probability(test.get("p"))
+    if _clear(test):
+        worse = "" if test["difference"] > 0 else f" against `{test['a']}`"
+        aside = f" ({chance})" if chance else ""
+        return f"{sentence}: the difference of {size}{worse} is clear{aside}."
+    return f"{sentence}: the difference of {size} cannot be told from chance ({_range(test)})."
+
+
+def results_table(results: Sequence[Row], tests: Sequence[Row], width: int = 100) -> str:
+    """Scores in per cent as aligned plain text, a row per name, a column per split and metric.
+
+    Columns that do not fit into `width` characters follow in a further block; tests are sentences.
+    """
+    names = list(dict.fromkeys(row["name"] for row in results))
+    columns = list(dict.fromkeys((row["split"], row["metric"]) for row in results))
+    cells = {(row["name"], row["split"], row["metric"]): cell(row) for row in results}
+    table = [["", "", *map(plots.visible, names)]]
+    for split, metric in columns:
+        head = [plots.visible(split), METRICS.get(metric, plots.visible(metric))]
+        table.append([*head, *(cells.get((name, split, metric), "    -") for name in names)])
+    widths = [max(map(len, column)) for column in table]
+    blocks: list[list[int]] = []
+    for index in range(1, len(table)):
+        used = widths[0] + sum(widths[i] + 3 for i in blocks[-1]) if blocks else width
+        if used + widths[index] + 3 > width:
+            blocks.append([])
+        blocks[-1].append(index)
+    lines = []
+    for block in blocks:
+        for line in zip(*(table[i] for i in (0, *block)), strict=True):
+            padded = (cell.ljust(widths[i]) for cell, i in zip(line, (0, *block), strict=True))
+            lines.append("   ".join(padded).rstrip())
+        lines.append("")
+    if results:
+        lines.append("per cent solved (95 % interval)")
+    lines += [plots.visible(sentence(test)).replace("`", "") for test in tests]
+    return "\n".join(lines).strip("\n") + "\n"
+
+
+def cell(row: Row) -> str:
+    if row.get("low") is None or row.get("high") is None:
+        return f"{100 * row['value']:5.1f}"
+    return f"{100 * row['value']:5.1f}  ({100 * row['low']:.1f}-{100 * row['high']:.1f})"
+
+
+def main_split(results: Sequence[Row]) -> tuple[str, str]:
+    """The split and metric that stand for the run: the first split, by pass@1 where it has it."""
+    split = results[0]["split"]
+    metrics = [row["metric"] for row in results if row["split"] == split]
+    return split, "pass_at_1" if "pass_at_1" in metrics else metrics[0]
+
+
+def is_heldout(split: str) -> bool:
+    return split.replace("_", "").replace("-", "") == "heldout"
+
+
+def _score(row: Row, of: str = "") -> str:
+    if row.get("low") is None or row.get("high") is None:
+        return f"{100 * row['value']:.0f} %{of}"
+    return f"{100 * row['value']:.0f} %{of} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
+
+
+def _clear(test: Row) -> bool:
+    """Whether a test tells its two apart: by its interval, its p and its own verdict, all three."""
+    doubt = str(test.get("verdict") or "").lower().startswith(("un", "in", "no", "same", "tie"))
+    apart = test["low"] > 0 or test["high"] < 0
+    return apart and not doubt and (test.get("p") is None or test["p"] < 0.05)
+
+
+def sentence(test: Row) -> str:
+    a, b, where = f"`{test['a']}`", f"`{test['b']}`", f"on {test['split']}"
+    if not _clear(test):
+        return f"{a} and {b} cannot be told apart {where} (difference {_range(test)})."
+    verb = "solves more than" if test["difference"] > 0 else "solves less than"
+    return f"{a} {verb} {b} {where}, by {points(abs(test['difference']))} ({_range(test)})."
+
+
+def _range(test: Row) -> str:
+    chance = probability(test.get("p"))
+    return f"{100 * test['low']:+.1f} to {100 * test['high']:+.1f}" + (
+        f", {chance}" if chance else ""
+    )
+
+
+def points(share: Any) -> str:
+    points = f"{100 * share:.0f}" if abs(share) >= 0.0995 else f"{100 * share:.1f}"
+    return f"{points} point{'' if points in ('1', '1.0') else 's'}"
+
+
+def probability(p: Any) -> str:
+    return "" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
