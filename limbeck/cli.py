@@ -1,4 +1,4 @@
-"""The command line: run, plan, show, report, serve, schema."""
+"""The command line: run, plan, show, report, audit, doctor, publish, serve, schema."""
 
 from __future__ import annotations
 
@@ -134,6 +134,59 @@ def serve(
         raise UserError(f"model {model}", what, "serve it by another program, vLLM say")
     limits = serve.Limits(num_rows=rows, num_waiting=queue, time_s=timeout_s)
     serve.run(engine, Draft, bound, key, limits)
+
+
+@app.command()
+def audit(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A folder of labelled sets; $LIMBECK_TEST_DATA by default."),
+    ] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Only this set.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    misses: Annotated[bool, typer.Option("--list", help="Each miss, one a line.")] = False,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="Measure this engine as a judge of the sets that are named, instead."),
+    ] = None,
+) -> None:
+    """Measure the verifiers on labelled and on hostile answers, beside their peers."""
+    from limbeck import audit
+
+    if judge:
+        for line in audit.judged(audit.folder(data), judge, sets or ["gsm8k"]):
+            typer.echo(line)
+        return
+    found = audit.run(audit.folder(data), sets=sets)
+    if as_json:
+        typer.echo(json.dumps(found.rows))
+    else:
+        typer.echo(found.listing() if misses else found.text())
+
+
+@app.command()
+def doctor() -> None:
+    """Try out what this machine can do, and say how to mend what it cannot."""
+    from limbeck.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        mark, way_out = ("ok", "") if finding.ok else ("NO", f"; {finding.way_out}")
+        typer.echo(f"{mark}  {finding.name:<24} {finding.told}{way_out}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="A run's data set: runs/demo/curate/dataset")],
+    to: Annotated[str, typer.Option(help="Where on the hub: organisation/name")],
+    public: Annotated[bool, typer.Option("--public", help="For everybody to see.")] = False,
+) -> None:
+    """Push a finished data set to the Hugging Face hub, its card with it."""
+    from limbeck.publish import publish
+
+    typer.echo(publish(folder, to, private=not public))
 
 
 @app.command()

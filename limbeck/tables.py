@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -138,16 +139,48 @@ def read_table(path: Path | str, columns: list[str] | None = None) -> pa.Table:
     on disk is taken for whole. UserError names the file.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(str(path), "no such table", "check the path, or run its stage")
-    store.verify(path)
+    files = _checked(path)
     if ".jsonl" in path.name:
         table = _from_rows(store.read_jsonl(path), path)
         return table.select(columns) if columns else table
+    return pa.concat_tables([_read_part(file, columns) for file in files])
+
+
+def iter_batches(
+    path: Path | str, columns: list[str] | None = None, rows: int = 4096, again: bool = False
+) -> Iterator[pa.RecordBatch]:
+    """The same, at most so many rows at a time: of Parquet no more is ever in memory.
+
+    Lines of JSON are read whole. `again` spares the comparison of files with their hashes to a
+    reader that has made it; page checksums are always compared.
+    """
+    path = Path(path)
+    if ".jsonl" in path.name:
+        yield from read_table(path, columns).to_batches(max_chunksize=rows)
+        return
+    for file in _files(path) if again else _checked(path):
+        with _read_errors(file):
+            if not again:
+                _check_whole(file)
+            guard.check_parquet(file, columns)
+            with pq.ParquetFile(file, buffer_size=1 << 20, page_checksum_verification=True) as part:
+                for batch in part.iter_batches(rows, columns=columns):
+                    yield batch.select(columns) if columns else batch
+
+
+def _checked(path: Path) -> list[Path]:
+    """The files of a table that is what its stage wrote."""
+    if not path.exists():
+        raise UserError(str(path), "no such table", "check the path, or run its stage")
+    store.verify(path)
+    return _files(path)
+
+
+def _files(path: Path) -> list[Path]:
     files = parts(path) if path.is_dir() else [path]
     if not files:
         raise UserError(str(path), "has no parts", "run the stage that makes it")
-    return pa.concat_tables([_read_part(file, columns) for file in files])
+    return files
 
 
 def _from_rows(rows: list[Any], path: Path) -> pa.Table:
@@ -161,22 +194,38 @@ def _from_rows(rows: list[Any], path: Path) -> pa.Table:
 
 
 def _read_part(file: Path, columns: list[str] | None) -> pa.Table:
-    if not is_whole(file):  # of a stage that is not finished: a manifest would have objected
-        way_out = "restore it, or delete it to have its rows made again"
-        raise UserError(str(file), "changed on disk since it was written", way_out)
-    try:
+    with _read_errors(file):
+        _check_whole(file)
         guard.check_parquet(file, columns)
         return pq.read_table(
             file, columns=columns, page_checksum_verification=True, memory_map=False
         )
-    except (OSError, ValueError) as error:
+
+
+def _check_whole(file: Path) -> None:
+    if not is_whole(file):  # of a stage that is not finished: a manifest would have objected
+        way_out = "restore it, or delete it to have its rows made again"
+        raise UserError(str(file), "changed on disk since it was written", way_out)
+
+
+@contextmanager
+def _read_errors(file: Path) -> Iterator[None]:
+    """What the library says of a broken file, as a UserError that names it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         way_out = "restore it, or make its stage anew with --redo"
         raise UserError(str(file), f"is broken ({reason})", way_out) from error
 
 
 def read_problems(path: Path | str) -> list[Problem]:
-    rows = read_table(path).to_pylist()
+    return problems_of(read_table(path))
+
+
+def problems_of(table: pa.Table) -> list[Problem]:
+    """A table's rows as problems."""
+    rows = table.to_pylist()
     for row in rows:
         row["messages"] = tuple(Message(**message) for message in row["messages"])
         row["verifier"], row["meta"] = json.loads(row["verifier"]), json.loads(row["meta"])

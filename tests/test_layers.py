@@ -23,6 +23,7 @@ GROUND = {
     "chat",
     "models",
     "memory",
+    "windows",
 }
 PARTS = {
     "problems",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from itertools import islice
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +15,10 @@ import pytest
 from limbeck.errors import UserError
 from limbeck.problems import collision_key, file, heldout_fraction, hub, make_problem, reasoning_gym
 
+DATA = Path(os.environ.get("LIMBECK_TEST_DATA", "/nowhere"))
+needs_data = pytest.mark.skipif(
+    not (DATA / "p3").exists(), reason="set LIMBECK_TEST_DATA to the test data"
+)
 TASKS = {"chain_sum": {"min_terms": 2, "max_terms": 3}, "spell_backward": {}, "leg_counting": {}}
 ROWS = [
     {"question": "2 and 2?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4", "subject": "sums"},
@@ -99,8 +105,187 @@ def test_file(table):
 
 
 def test_hub_reads_as_file_does(table, tmp_path):
-    from_file = list(file.read(path=str(table), answer_after="####"))
-    assert list(hub.read(dataset=str(tmp_path), answer_after="####")) == from_file
+    said = {"answer_after": "####", "source": "sums", "licence": "mit"}
+    from_file = list(file.read(path=str(table), **said))
+    assert list(hub.read(dataset=str(tmp_path), **said)) == from_file
+    assert from_file[0].meta == {"source": "sums", "licence": "mit"}
+
+
+def test_a_problem_says_where_it_comes_from_and_keeps_its_id(table, tmp_path):
+    of_file = next(file.read(path=str(table), answer_after="####"))
+    of_hub = next(hub.read(dataset=str(tmp_path), answer_after="####"))
+    assert of_file.meta == {"source": table.name}
+    assert of_hub.meta == {"source": tmp_path.name}
+    assert of_file.id == of_hub.id == make_problem("2 and 2?", "4", verifier="number").id
+
+
+def rows_of(tmp_path, row, **knobs):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    return list(file.read(path=str(tmp_path / "rows.jsonl"), **knobs))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"options": ["red", "blue"], "answer": 1},  # MMLU
+        {"options": ["red", "blue"], "answer": "B"},  # MMLU-Pro
+        {"options": ["red", "blue"], "answer": "(B)"},
+        {"options": ["red", "blue"], "answer": "blue"},
+        {"options": ["A)red", "B)blue"], "answer": "B"},  # AQuA
+        {"options": ["(A) red", "(B) blue"], "answer": "blue"},
+        {"options": '["red", "blue"]', "answer": "B."},
+        {"options": {"text": ["red", "blue"], "label": ["1", "2"]}, "answer": "2"},  # ARC
+    ],
+)
+def test_choices_are_shown_with_letters_and_the_answer_is_a_letter(tmp_path, row):
+    (problem,) = rows_of(
+        tmp_path,
+        {"question": "Which?", **row},
+        choices="options",
+        verifier="exact",
+        prompt="{question}\n\nBox the letter.",
+    )
+    assert problem.question == "Which?\n\nA) red\nB) blue\n\nBox the letter."
+    assert problem.answer == "B"
+    assert problem.meta["choices"] == ["red", "blue"]
+
+
+@pytest.mark.parametrize("knobs", [{"choices": "options"}, {"tests": "tests"}, {}])
+def test_a_row_that_asks_nothing(tmp_path, knobs):
+    row = {"question": " ", "options": ["red", "blue"], "answer": "B", "tests": [STDIN]}
+    with pytest.raises(UserError, match="an empty question"):
+        rows_of(tmp_path, row, **knobs)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"options": ["red", "blue"], "answer": 2}, "none of the 2 options"),
+        ({"options": ["red", "blue"], "answer": -1}, "none of the 2 options"),
+        ({"options": ["red", "blue"], "answer": True}, "none of the 2 options"),
+        ({"options": ["red", "blue"], "answer": "C"}, "none of the 2 options"),
+        ({"options": ["red"], "answer": 0}, "2 to 26 options"),
+        ({"options": "red, blue", "answer": 0}, "2 to 26 options"),
+        ({"options": "[red", "answer": 0}, "no JSON"),
+        ({"option": ["red", "blue"], "answer": 0}, "no 'options'"),
+    ],
+)
+def test_choices_that_cannot_be_shown(tmp_path, row, message):
+    with pytest.raises(UserError, match=message):
+        rows_of(tmp_path, {"question": "Which?", **row}, choices="options")
+
+
+STDIN = {"stdin": "1\n", "stdout": "2\n"}
+CASES = [
+    {"type": "stdin_stdout", "fn_name": None, "input": "1\n", "output": "2\n"},
+    {"type": "function_call", "fn_name": "add", "input": "[1, [2]]", "output": "3"},
+]
+CALL = {"call": "add", "args": [1, [2]], "kwargs": {}, "returns": 3}
+ASSERTS = ["assert add(1, 1) == 2", "assert add(1, 2) == 3"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "beside", "expected"),
+    [
+        ([STDIN], {}, [STDIN]),
+        (json.dumps([CALL, STDIN]), {}, [CALL, STDIN]),
+        ({"language": "python", "test_cases": CASES}, {}, [STDIN, CALL]),
+        (json.dumps({"language": "python", "test_cases": json.dumps(CASES)}), {}, [STDIN, CALL]),
+        (
+            ASSERTS,
+            {"test_setup_code": "import math"},
+            [{"asserts": "\n".join(ASSERTS), "entry": None, "setup": "import math"}],
+        ),
+        (
+            ASSERTS,
+            {"test_imports": ["import math", "import re"]},
+            [{"asserts": "\n".join(ASSERTS), "entry": None, "setup": "import math\nimport re"}],
+        ),
+        ("def sat(x):\n    return x > 2", {}, [{"sat": "def sat(x):\n    return x > 2"}]),
+    ],
+)
+def test_tests_of_programs(tmp_path, cell, beside, expected):
+    row = {"question": "Add.", "answer": "def add(a, b): return a + b", "tests": cell, **beside}
+    (problem,) = rows_of(tmp_path, row, tests="tests", verifier="exact")
+    assert problem.meta == {"source": "rows.jsonl", "tests": expected}
+    assert problem.answer == row["answer"]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [None, [], "", 3, [1], [{"input": "1"}], {"language": "cpp", "test_cases": CASES}, "assert 1"],
+)
+def test_tests_that_nobody_can_run(tmp_path, cell):
+    with pytest.raises(UserError, match=r"rows.jsonl:1.*tests"):
+        rows_of(tmp_path, {"question": "Add.", "answer": "x", "tests": cell}, tests="tests")
+
+
+def test_a_program_may_lack_a_reference(tmp_path):
+    row = {"question": "Add.", "answer": None, "tests": [STDIN]}
+    (problem,) = rows_of(tmp_path, row, tests="tests", verifier="exact")
+    assert problem.answer == ""
+
+
+def run_reference(problem, test):
+    """What a reader of these shapes would do with it."""
+    space: dict = {}
+    exec(problem.meta.get("prefix", "") + problem.answer, space)
+    exec(test.get("setup") or "", space)
+    exec(test["asserts"], space)
+    if test["entry"]:
+        space["check"](space[test["entry"]])
+
+
+@needs_data
+def test_humaneval(tmp_path):
+    knobs = {"question": "prompt", "answer": "canonical_solution", "tests": "test"}
+    path = str(DATA / "humaneval" / "HumanEval.jsonl.gz")
+    problems = list(file.read(path=path, verifier="exact", **knobs))
+    assert len(problems) == 164
+    for problem in problems[:20]:
+        run_reference(problem, problem.meta["tests"][0])
+
+
+@needs_data
+def test_mbpp_shows_its_tests():
+    knobs = {"question": "text", "answer": "code", "tests": "test_list"}
+    prompt = "{question}\nYour code should pass these tests:\n{tests}"
+    path = str(DATA / "mbpp" / "mbpp.jsonl")
+    problems = list(file.read(path=path, verifier="exact", prompt=prompt, **knobs))
+    assert len(problems) == 974
+    assert "assert min_cost([[1, 2, 3], [4, 8, 2], [1, 5, 3]], 2, 2) == 8" in problems[0].question
+    for problem in problems[:20]:
+        run_reference(problem, problem.meta["tests"][0])
+
+
+@needs_data
+def test_p3():
+    knobs = {"question": "sat", "answer": "sol_bodies", "tests": "sat"}
+    path = str(DATA / "p3" / "puzzles.jsonl.gz")
+    problems = list(file.read(path=path, verifier="exact", **knobs))
+    solved = [problem for problem in problems if problem.answer]
+    assert len(solved) > 100
+    space: dict = {}
+    exec(solved[0].meta["tests"][0]["sat"] + "\n" + solved[0].answer, space)
+    assert space["sat"](space["sol"]()) is True
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("path", "knobs"),
+    [
+        ("mmlu_stem/test.jsonl.gz", {"choices": "choices", "domain": "type"}),
+        ("mmlu_pro_outputs/outputs.jsonl.gz", {"choices": "options", "domain": "category"}),
+        ("aqua/dev.jsonl", {"choices": "options", "answer": "correct"}),
+    ],
+)
+def test_public_choices(path, knobs):
+    problems = list(file.read(path=str(DATA / path), verifier="exact", **knobs))
+    assert len(problems) > 200
+    for problem in problems:
+        last = len(problem.meta["choices"]) - 1
+        assert "A" <= problem.answer <= "ABCDEFGHIJ"[last]
+        assert f"\n{'ABCDEFGHIJ'[last]}) {problem.meta['choices'][last]}" in problem.question
 
 
 @pytest.mark.parametrize(

@@ -137,11 +137,13 @@ def test_only_what_differs_from_its_default_is_told(tmp_path):
     assert written(recipe.stages[3].config)["keep"][1] == {"name": "length", "max_tokens": 9}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
-def test_shipped_recipes_are_sound_and_point_to_the_schema(path):
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_recipes_are_sound_and_point_to_the_schema(path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # what lies beside a recipe is named from there
     recipe = recipes.load(path)
     assert recipe.stages
-    assert path.read_text().startswith("# yaml-language-server: $schema=schema.json\n")
+    schema = path.read_text().partition("\n")[0].removeprefix("# yaml-language-server: $schema=")
+    assert (path.parent / schema).resolve() == ROOT / "recipes" / "schema.json"
     for size in recipes.read_yaml(path.read_text(), str(path))[0].get("sizes", {}):
         recipes.load(path, size=size)
 

@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import re
-import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from limbeck.errors import UserError
 from limbeck.problems import make_problem
 from limbeck.types import Trace
-from limbeck.verifiers import exact, final_answer, last_boxed, math, number
+from limbeck.verifiers import exact, final_answer, number
 from limbeck.verifiers.judging import gradable, judge
 
 DATA = Path(os.environ.get("LIMBECK_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -62,26 +61,6 @@ def test_no_final_answer(text, finish, reason):
     verdict = exact.verify(problem("2"), trace(text, finish))
     assert verdict.reason == reason
     assert verdict.correct is (None if reason == "error" else False)
-
-
-@pytest.mark.parametrize(
-    ("text", "inside"),
-    [
-        (r"\boxed{a{b}c}", "a{b}c"),
-        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-        (r"\boxed{1} \boxed{2", "1"),
-        (r"\fbox{3} then \boxed {4}", "4"),
-        ("none", None),
-    ],
-)
-def test_last_boxed(text, inside):
-    assert last_boxed(text) == inside
-
-
-def test_boxes_that_never_close_cost_no_time():
-    began = time.process_time()
-    assert last_boxed(r"\boxed{" * 20_000) is None
-    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(
@@ -169,6 +148,9 @@ def test_number(gold, answer, same):
         ("1\u202f000\u00a0000", 1_000_000),
         (r"\boxed{12\,000}", 12_000),
         ("3\n100", 100),
+        ("100 200", 200),
+        ("100 000", 100_000),
+        ("12 345", 12_345),
         ("5 m²", 5),
         ("The area is 5 cm^2.", 5),
         (r"\boxed{5\,\mathrm{m}^2}", 5),
@@ -198,7 +180,8 @@ HALF_NUMBERS = r"""
 5x|5 x|\boxed{5x}|\boxed{5 x}|5\pi|5\sqrt{2}|\sqrt{2}|√2|m²|5m^2|x⁵|5ⁿ|x_2|x2|H2O|log₂8|10①
 2\frac{3}{2}|2-1/2|1/2/3|3/4x|\frac{1}{2}3|\frac{1}{2}^2|(\frac12)^2|2*9|2 * 9|2 × 9|2·3|2 x 9
 2x9|5 + 3|x - 3|f(2)|(2)(3)|2^3^2|0^{-1}|2^99999|99^400|3:45|1000,99|1,2|1.2.3|1,000,00|5k|$2M
---3|5 squared|10 or x|5 over 2|\boxed{1 2}|\boxed{5^n}|\boxed{10 or twenty}|\boxed{5 = x}"""
+--3|5 squared|10 or x|5 over 2|\boxed{1 2}|\boxed{5^n}|\boxed{10 or twenty}|\boxed{5 = x}
+41 or 42|somewhere between 41 and 42|\boxed{100 200}|\boxed{3 dozen}|\boxed{2 3 or 4}"""
 
 
 @pytest.mark.parametrize("text", HALF_NUMBERS.strip().replace("\n", "|").split("|"))
@@ -237,91 +220,6 @@ def test_number_agrees_with_gsm8k_labels():
 
 
 @pytest.mark.parametrize(
-    ("gold", "answer", "same"),
-    [
-        ("1/2", r"\boxed{0.5}", True),
-        (r"\frac{\pi}{6}", r"\boxed{\dfrac{\pi}{6}}", True),
-        (r"\left(3, \frac{\pi}{2}\right)", r"\boxed{(3,\frac{\pi}{2})}", True),
-        (r"2\sqrt{3}", r"\boxed{\sqrt{12}}", True),
-        (r"x^2+2x+1", r"\boxed{(x+1)^2}", True),
-        (r"2\sqrt{3}", r"\boxed{2\sqrt{5}}", False),
-        (r"288\pi", r"\boxed{288pi}", True),
-        ("p - q", r"<think>\boxed{q - p}</think>\boxed{-q+p}", True),
-    ],
-)
-def test_math(gold, answer, same):
-    verdict = math.verify(problem(gold), trace(answer))
-    assert (verdict.correct, verdict.reason) == (same, "correct" if same else "wrong")
-
-
-@pytest.mark.parametrize(
-    ("gold", "answer"),
-    [
-        ("5x", "5"),
-        ("5", "5x"),
-        ("2x", "2y"),
-        ("3a", "3b"),
-        ("2i", "2"),
-        ("4n", "4"),
-        ("5x=5", "5"),
-        ("x=5", "y=5"),
-        ("12 am", "12 pm"),
-        ("5 cm", "5 m"),
-        ("10 or x", "10"),
-        ("10", "10 or x"),
-        ("1 2", "12"),
-        (r"1\,2", "12"),
-        ("1\n2", "12"),
-        ("2", "2 million"),
-        ("102", "10²"),
-        ("0.333...", "0.333"),
-        ("5", "5!"),
-    ],
-)
-def test_math_refuses(gold, answer):
-    assert math.judge_quickly(gold, answer) is not True
-    assert math.verify(problem(gold), trace(rf"\boxed{{{answer}}}")).correct is False
-
-
-@pytest.mark.parametrize(
-    ("gold", "answer"),
-    [("18", "18 miles"), ("5", "x = 5"), ("1 000", "1000"), ("100", "10²"), ("a b", "ab")],
-)
-def test_math_forgives(gold, answer):
-    assert math.verify(problem(gold), trace(rf"\boxed{{{answer}}}")).correct is True
-
-
-@pytest.mark.parametrize("interrupted", ["_start", "_read"])
-def test_math_worker_that_was_interrupted_answers_no_old_question(monkeypatch, interrupted):
-    def interrupt(*_):
-        whole(*_)  # the reply, if it is there, stays in the pipe
-        raise KeyboardInterrupt
-
-    worker = math.Worker()
-    ask = {"gold": "x^2", "answer": "x^2"}
-    if interrupted == "_start":
-        whole = worker._start
-    else:
-        assert worker.ask(ask, 10) == "correct"
-        whole = lambda seconds: time.sleep(0.2)  # noqa: E731
-    monkeypatch.setattr(worker, interrupted, interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        worker.ask(ask, 10)
-    monkeypatch.undo()
-    assert worker.process is None
-    assert worker.ask({"gold": "x^2", "answer": "x^3"}, 10) == "wrong"
-    worker.stop()
-
-
-@pytest.mark.parametrize("unlucky", ["timeout", "error"])
-def test_math_remembers_judgements_and_no_bad_luck(monkeypatch, unlucky):
-    replies = iter([unlucky, "correct", "wrong"])
-    monkeypatch.setattr(math._worker, "ask", lambda *_: next(replies))
-    asked = [math.judge_slowly(f"remember {unlucky}", "x", 1.0) for _ in range(3)]
-    assert asked == [unlucky, "correct", "correct"]
-
-
-@pytest.mark.parametrize(
     ("verifier", "says"),
     [
         ("nubmer", "did you mean 'number'?"),
@@ -337,35 +235,3 @@ def test_a_problem_that_names_no_verifier_is_the_users_mistake(ask, verifier, sa
         ask(asked)
     assert asked.id in caught.value.where
     assert repr(verifier) in caught.value.what
-
-
-def test_math_kills_what_takes_too_long_and_goes_on_from_any_thread():
-    verdicts = []
-
-    def judge():
-        began = time.monotonic()
-        verdicts.append(math.verify(problem("x^2"), trace(r"\boxed{9^{9^{9^{9}}}}"), timeout_s=0.5))
-        verdicts.append(math.verify(problem(r"y\sqrt{3}"), trace(r"\boxed{\sqrt{3}y}")))
-        verdicts.append(time.monotonic() - began)
-
-    thread = threading.Thread(target=judge)
-    thread.start()
-    thread.join(60)
-    late, fine, seconds = verdicts
-    assert (late.correct, late.reason) == (None, "timeout")
-    assert fine.correct is True
-    assert seconds < 30
-
-
-def test_math_without_anything_to_compare():
-    assert math.verify(problem(" "), trace("x")).reason == "bad_gold"
-    assert math.verify(problem("x"), trace("<think>x")).reason == "truncated"
-    assert math.verify(problem("x^2"), trace(r"\boxed{\text{?}}")).correct is False
-
-
-@pytest.mark.skipif(not DATA.exists(), reason="set LIMBECK_TEST_DATA to the test data")
-def test_math500_solutions_are_right_and_quick():
-    rows = [json.loads(line) for line in (DATA / "math" / "math500.jsonl").open()]
-    assert all(math.verify(problem(r["answer"]), trace(r["solution"])).correct for r in rows)
-    known = [math.judge_quickly(r["answer"], last_boxed(r["solution"])) for r in rows]
-    assert sum(k is True for k in known) > 480

@@ -78,6 +78,7 @@ def write_missing(
     table: Path,
     out: StageFolder,
     rows_per_part: int = 4096,
+    is_first: bool = True,
 ) -> None:
     """Generates what a table of traces lacks, part by part.
 
@@ -85,7 +86,8 @@ def write_missing(
     chunks as it would have without an interruption: same batches, same bits. One that changed on
     disk is made again. An engine that costs money answers into a journal, and an answer that is
     there is never asked for again; its parts take answers as they come, so that nobody waits for
-    the slowest of a chunk. Its budget knows what earlier answers cost.
+    the slowest of a chunk. Its budget knows what earlier answers cost: it is told when the table is
+    written for the first time (`is_first`) with this engine.
     """
     if not engine.costs_money:
         tables.set_broken_aside(table, out.log)
@@ -96,7 +98,8 @@ def write_missing(
     journal: Journal | None = None
     if engine.costs_money:
         journal = open_journal(table, out)
-        count_earlier(engine, journal, done, table, out)
+        if is_first:
+            count_earlier(engine, journal, done, table, out)
         answers: Iterable[Trace] = journaled(engine, missing, sampling, journal, out.name)
     else:
         answers = chain.from_iterable(engine.generate(chunk, sampling) for chunk in chunks)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from limbeck.chat import split_think
+from limbeck.filters.language import words_by_language
 from limbeck.types import Trace, Verdict
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+PERIOD_CHARS = 4000  # of the longest piece whose repetition is looked for,
+LOOK_EVERY_CHARS = 500  # from the end of a text to its beginning
 
 
 def correct(trace: Trace, verdict: Verdict) -> str | None:
@@ -43,26 +45,49 @@ def not_repetitive(
 ) -> str | None:
     """Drops texts that go round in circles.
 
-    Either more than `max_share` of their runs of `words` words were there before, or their last
-    `loop_chars` characters repeat one piece that is at most a quarter as long.
+    Either more than `max_share` of their runs of `words` words were there before, or they say one
+    piece four times in a row, word for word, over at least `loop_chars` characters: at the end, or
+    at one of the places before it, 500 characters apart. Pieces may have 4,000 characters.
     """
-    if _repeated_share(trace.text.split(), words) > max_share:
+    text = trace.text.rstrip()
+    if any(_loops(text, end, loop_chars) for end in range(len(text), 0, -LOOK_EVERY_CHARS)):
         return "repetitive"
-    return "repetitive" if _ends_in_loop(trace.text.rstrip(), loop_chars) else None
+    return "repetitive" if _repeats(text.split(), words, max_share) else None
 
 
-def _repeated_share(tokens: Sequence[str], run: int) -> float:
-    """The share of the runs of `run` tokens that occurred before; 0 for fewer than 2 runs."""
-    runs = [tuple(tokens[i : i + run]) for i in range(len(tokens) - run + 1)]
-    return 1 - len(set(runs)) / len(runs) if len(runs) > 1 else 0.0
+def _loops(text: str, end: int, least: int) -> bool:
+    """Whether the text before `end` is one piece four times over, and `least` characters long.
+
+    Whoever says a piece again says its last characters again: they tell how long it may be.
+    """
+    last = text[max(0, end - max(1, least // 4)) : end]
+    before = end - 1
+    for _ in range(8):  # the same words may stand within a piece, too
+        found = text.rfind(last, max(0, end - PERIOD_CHARS - len(last)), before)
+        if found < 0:
+            return False
+        period = end - len(last) - found
+        start = end - max(4 * period, least)
+        if start >= 0 and text[start : end - period] == text[start + period : end]:
+            return True
+        before = found + len(last) - 1
+    return False
 
 
-def _ends_in_loop(text: str, length: int) -> bool:
-    """Whether the last `length` characters have a period of at most `length / 4`."""
-    tail = text[-length:]
-    if len(tail) < length:
+def _repeats(tokens: Sequence[str], run: int, max_share: float) -> bool:
+    """Whether more than `max_share` of the runs of `run` tokens occurred before.
+
+    Runs that begin differently differ: where the first three tokens of each already do often
+    enough, longer tuples need not be made.
+    """
+    num = len(tokens) - run + 1
+    if num < 2:
         return False
-    return any(tail[period:] == tail[:-period] for period in range(1, length // 4 + 1))
+
+    def share(length: int) -> float:
+        return 1 - len(set(zip(*(tokens[i : num + i] for i in range(length)), strict=True))) / num
+
+    return share(min(run, 3)) > max_share and share(run) > max_share
 
 
 def length(
@@ -80,20 +105,15 @@ def length(
     return None
 
 
-def one_language(trace: Trace, verdict: Verdict, *, min_share: Share = 0.9) -> str | None:
-    """Keeps texts whose commonest script has at least `min_share` of the letters.
+def one_language(
+    trace: Trace, verdict: Verdict, *, min_share: Share = 0.9, language: str | None = None
+) -> str | None:
+    """Keeps what thinks in one language: words of the target language / words >= `min_share`.
 
-    Scripts, not languages: French in an English text passes, Chinese does not.
+    DeepSeek-R1's language consistency, over the thinking (the whole text where there is none).
+    The target is `language` (ISO 639-1: en, zh), else the commonest of the text.
     """
-    scripts = Counter(_script(char) for char in trace.text if char.isalpha())
-    letters = scripts.total()
-    if letters and max(scripts.values()) < min_share * letters:
-        return "mixed_language"
-    return None
-
-
-@lru_cache(maxsize=65536)
-def _script(letter: str) -> str:
-    """The first word of its Unicode name; Japanese mixes three scripts and is one language."""
-    name = unicodedata.name(letter, "UNKNOWN").split()[0]
-    return "CJK" if name in ("HIRAGANA", "KATAKANA") else name
+    thinking = (split_think(trace.text).thinking or "").strip()
+    words = words_by_language(thinking or trace.text, expected=language)
+    most = words[language] if language else max(words.values(), default=0)
+    return "mixed_language" if most < min_share * words.total() else None

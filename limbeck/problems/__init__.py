@@ -1,7 +1,7 @@
 """Where questions come from: one source a file, `read(*, knobs) -> Iterator[Problem]`.
 
-Here is what the sources share: a problem made from a question and its answer, a problem made from a
-table's row, and the key by which problems are split, so that no look-alike is on both sides.
+Here is what the sources share: a problem made from a question and its answer, and the key by which
+problems are split, so that no look-alike is on both sides. `rows` makes one of a table's row.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from limbeck.errors import UserError
 from limbeck.types import Message, Problem
 
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
@@ -41,46 +41,9 @@ def make_problem(
     )
 
 
-def problem_from_row(
-    row: Mapping[str, Any],
-    where: str,
-    *,
-    question: str,
-    answer: str,
-    answer_after: str | None,
-    verifier: str | dict[str, Any],
-    prompt: str,
-    domain: str | None,
-) -> Problem:
-    """A row of somebody's table as a problem.
-
-    `question`, `answer` and `domain` name columns; `answer_after` is the mark behind which the
-    answer stands in its column (GSM8K: `####`); `prompt` is what is asked, `{question}` in it the
-    question. Raises UserError at `where` if a column, the mark or the answer is missing.
-    """
-    if "{question}" not in prompt:
-        raise UserError(where, "the prompt has no {question}", "write {question} into `prompt`")
-    asked = _cell(row, question, where)
-    answered = _cell(row, answer, where)
-    if answer_after is not None:
-        if answer_after not in answered:
-            raise UserError(where, f"no {answer_after!r} in {answer!r}", "mend `answer_after`")
-        answered = answered.rpartition(answer_after)[2].strip()
-    if not asked or not answered:
-        raise UserError(where, "an empty question or answer", "drop the row or name other columns")
-    # Not str.format: prompts speak of \boxed{}.
-    return make_problem(
-        prompt.replace("{question}", asked),
-        answered,
-        verifier=verifier,
-        domain=_cell(row, domain, where) if domain else "",
-    )
-
-
-def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
-    if row.get(column) is None:
-        raise UserError(where, f"no {column!r}", f"name one of {', '.join(map(str, row))}")
-    return str(row[column]).strip()
+def source_name(place: str) -> str:
+    """What rows are said to come from: a public name as it is, of a path here its last part."""
+    return Path(place).name if Path(place).exists() else place
 
 
 def collision_key(problem: Problem) -> str:

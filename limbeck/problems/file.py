@@ -11,7 +11,8 @@ from limbeck import guard
 from limbeck.config import FilePath
 from limbeck.errors import UserError
 from limbeck.plugins import VerifierName
-from limbeck.problems import problem_from_row
+from limbeck.problems import source_name
+from limbeck.problems.rows import Columns, problem_from_row
 from limbeck.types import Problem
 
 NUM_LOOKED_AT = 1000  # rows, before anything runs
@@ -26,47 +27,51 @@ def read(
     verifier: VerifierName = "number",
     prompt: str = "{question}",
     domain: str | None = None,
+    choices: str | None = None,
+    tests: str | None = None,
+    source: str | None = None,
+    licence: str | None = None,
 ) -> Iterator[Problem]:
-    """One problem a row, in the file's order; `problem_from_row` says what the knobs mean.
+    """One problem a row, in the file's order; `Columns` says what the knobs mean.
 
-    Raises UserError that names file and line.
+    `source` is the file's name if nothing else is said. Raises UserError that names file and line.
     """
-    for where, row in _rows(Path(path)):
-        yield problem_from_row(
-            row,
-            where,
-            question=question,
-            answer=answer,
-            answer_after=answer_after,
-            verifier=verifier,
-            prompt=prompt,
-            domain=domain,
-        )
+    columns = Columns(
+        question=question,
+        answer=answer,
+        answer_after=answer_after,
+        verifier=verifier,
+        prompt=prompt,
+        domain=domain,
+        choices=choices,
+        tests=tests,
+        source=source or source_name(path),
+        licence=licence,
+    )
+    for where, row in rows(path=path):
+        yield problem_from_row(row, where, columns)
 
 
 def check(*, path: FilePath, **columns: Any) -> None:
     """Raises UserError if the file is no table, is empty, or does not have the columns."""
-    rows = read(path=path, **columns)
-    if not list(islice(rows, NUM_LOOKED_AT)):
+    found: Iterator[Any] = read(path=path, **columns) if columns else rows(path=path)
+    if not list(islice(found, NUM_LOOKED_AT)):
         raise UserError(path, "holds no rows", "give a file that has some")
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def rows(*, path: FilePath) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, row) for each row; `where` is `file:line`, counted from 1."""
-    if not path.is_file():
-        raise UserError(str(path), "no such file", "mend `path`")
-    if path.suffix == ".parquet":
-        rows = _parquet_rows(path)
-    elif path.name.endswith((".jsonl", ".jsonl.gz")):
-        rows = _json_rows(path)
+    place = Path(path)
+    if not place.is_file():
+        raise UserError(path, "no such file", "mend `path`")
+    if place.suffix == ".parquet":
+        found = _parquet_rows(place)
+    elif place.name.endswith((".jsonl", ".jsonl.gz")):
+        found = guard.parse_rows(place)
     else:
-        raise UserError(str(path), "not a table known here", "use .jsonl, .jsonl.gz or .parquet")
-    for line, row in rows:
+        raise UserError(path, "not a table known here", "use .jsonl, .jsonl.gz or .parquet")
+    for line, row in found:
         yield f"{path}:{line}", row
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    yield from guard.parse_rows(path)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

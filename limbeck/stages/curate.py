@@ -1,22 +1,44 @@
-"""curate: which traces become training data, and the named reason for each that does not."""
+"""curate: which traces become training data, and the named reason for each that does not.
+
+A corpus goes through in one pass, window by window: what a filter leaves of a window is what the
+next one sees of it, and text is never in memory for longer.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections import Counter
-from collections.abc import Sequence
+import json
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from limbeck import tables
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from limbeck import card, tables, windows
 from limbeck.chat import split_think
-from limbeck.config import Plugin, ProblemsPath, StageConfig, TracesPath, VerdictsPath
+from limbeck.config import (
+    Plugin,
+    ProblemsPath,
+    StageConfig,
+    TracesPath,
+    VerdictsPath,
+    map_references,
+    written,
+)
 from limbeck.errors import UserError
 from limbeck.folder import StageFolder
 from limbeck.plugins import FilterChoice
-from limbeck.types import Problem, Trace, Verdict
+from limbeck.types import Problem, Trace
+from limbeck.windows import Window
 
 WRITES = {"dataset": "dataset", "decisions": "decisions"}
 EXTENDS = True
+Reasons = list[str | None]
 
 
 class Config(StageConfig):
@@ -30,74 +52,178 @@ class Config(StageConfig):
     """Filters of `limbeck/filters/`, in order; the first that objects names the reason."""
     thinking: Literal["keep", "drop"] = "keep"
     """`drop` leaves only what follows `</think>`: data without reasoning, for comparison."""
+    weights: Literal["equal", "by_difficulty"] = "equal"
+    """`by_difficulty` weighs a row by the share of its problem's judged samples that are not
+    correct, taken as half a sample where all are; the mean over the data set is 1."""
+
+
+@dataclass
+class Decided:
+    """A window, and for each of its traces None or the reason why it is dropped."""
+
+    window: Window
+    dropped: Reasons
+
+    def left(self) -> Window:
+        """The window with only those traces that no filter has dropped so far."""
+        rows = zip(self.window.traces, self.window.verdicts, self.dropped, strict=True)
+        stay = [(trace, verdict) for trace, verdict, reason in rows if reason is None]
+        traces, verdicts = [trace for trace, _ in stay], [verdict for _, verdict in stay]
+        return Window(self.window.problems, traces, verdicts)
+
+    def drop(self, reasons: Reasons) -> None:
+        """Takes in what a filter said of what was left."""
+        rows = [row for row, reason in enumerate(self.dropped) if reason is None]
+        for row, reason in zip(rows, reasons, strict=True):
+            self.dropped[row] = reason
+
+
+@dataclass
+class Counts:
+    """What each filter said, and (domain, reason) of each trace; None is the reason to keep it."""
+
+    said: list[Counter[str]]
+    ends: Counter[tuple[str, str | None]]
+
+    @property
+    def kept(self) -> int:
+        return sum(num for (_, reason), num in self.ends.items() if reason is None)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """By reason, the commonest first."""
+        return dict(sum(self.said, Counter[str]()).most_common())
 
 
 def run(config: Config, out: StageFolder) -> dict[str, Any]:
     """Writes `decisions`, one row per trace, and `dataset`, the kept ones as messages."""
-    problems = {problem.id: problem for problem in tables.read_problems(config.problems)}
-    verdicts = {verdict.trace_id: verdict for verdict in tables.read_verdicts(config.verdicts)}
-    # By problem and sample, whatever the order in which they were made: in one go, or extended.
-    place = {problem: number for number, problem in enumerate(problems)}
-    traces = sorted(
-        tables.read_traces(config.traces),
-        key=lambda trace: (place.get(trace.problem_id, len(place)), trace.index),
-    )
-    for trace in traces:
-        if trace.id not in verdicts or trace.problem_id not in problems:
-            missing = "verdicts" if trace.id not in verdicts else "problems"
-            what = f"has nothing on trace {trace.id}"
-            raise UserError(f"{out.name}.{missing}", what, "name those that belong to the traces")
-    unjudged = sum(trace.id not in verdicts for trace in traces)
-    if unjudged:
-        what = f"judge other traces: {unjudged:,} of {len(traces):,} have no verdict"
-        raise UserError(f"{out.name}.verdicts", what, "name the verdicts of these traces")
-    with out.account("curate"):
-        dropped = decide(traces, verdicts, config.keep)
-        kept = [trace for trace in traces if dropped[trace.id] is None]
-        if not kept:
-            told = ", ".join(f"{n:,} {why}" for why, n in Counter(dropped.values()).items())
+    out.path.mkdir(parents=True, exist_ok=True)
+    counts = Counts([Counter() for _ in config.keep], Counter())
+    licences: dict[str, str] = {}
+    with out.account("curate"), TemporaryDirectory(prefix=".scratch-", dir=out.path) as scratch:
+        # A weight is relative to all others: until they are known, rows wait in the scratch folder.
+        weigh = config.weights == "by_difficulty"
+        rows_at = Path(scratch) / "dataset" if weigh else out.path / "dataset"
+        paths = config.problems, config.traces, config.verdicts
+        plan = windows.plan(*paths, out.name, windows.WINDOW)
+        with out.progress(plan.num_traces, "traces") as advance:
+            for decided in decide(plan.read(Path(scratch)), config.keep, counts.said):
+                kept, window = decided.left(), decided.window
+                tables.write_part(out.path / "decisions", _decisions(decided))
+                if kept.traces:
+                    weights = difficulties(window) if weigh else {}
+                    tables.write_part(rows_at, _rows(kept, config.thinking, weights))
+                domains = (window.problems[trace.problem_id].domain for trace in window.traces)
+                counts.ends.update(zip(domains, decided.dropped, strict=True))
+                licences |= _licences(kept)
+                advance(len(window.traces))
+        told = ", ".join(f"{n:,} {reason}" for reason, n in counts.dropped.items())
+        if not counts.kept:
             raise UserError(f"{out.name}.keep", f"dropped every trace ({told})", "loosen a filter")
-        if any(trace.problem_id not in problems for trace in kept):
-            what = "are not those that the traces answer"
-            raise UserError(f"{out.name}.problems", what, "name the problems of these traces")
-        decisions = [
-            {"trace_id": t.id, "problem_id": t.problem_id, "dropped": dropped[t.id]} for t in traces
-        ]
-        rows = [_row(problems[t.problem_id], t, config.thinking) for t in kept]
-        tables.write_part(out.path / "decisions", tables.to_table("decisions", decisions))
-        tables.write_part(out.path / "dataset", tables.to_table("dataset", rows))
-    reasons = Counter(reason for reason in dropped.values() if reason)
-    told = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
-    out.log(f"kept {len(kept):,} of {len(traces):,} traces" + (f"; dropped {told}" if told else ""))
-    accounts = out.balance(len(traces), len(kept), rejected=reasons.total())
-    dropped_by = dict(reasons.most_common())
-    return {"accounts": accounts, "sampled": len(traces), "kept": len(kept), "dropped": dropped_by}
+        if weigh:
+            _write_weighed(rows_at, out.path / "dataset")
+    told = f"; dropped {told}" if told else ""
+    out.log(f"kept {counts.kept:,} of {plan.num_traces:,} traces{told}")
+    summary = _summary(config, out, plan.num_traces, counts)
+    card.write(
+        out.path / "dataset",
+        name=f"{out.path.parent.name} {out.name}",
+        sampled=plan.num_traces,
+        dropped=counts.dropped,
+        licences=licences,
+        lineage=_lineage(config, out),
+    )
+    return summary
+
+
+# -- deciding -----------------------------------------------------------------------------------
 
 
 def decide(
-    traces: Sequence[Trace], verdicts: dict[str, Verdict], keep: Sequence[Plugin]
-) -> dict[str, str | None]:
-    """For each trace id None, or the reason of the first filter that objects.
+    all_windows: Iterable[Window], keep: list[Plugin], said: list[Counter[str]]
+) -> Iterator[Decided]:
+    """Each window with the reason of the first filter that objects, or None, for each trace.
 
-    A filter of one trace sees it alone; a filter of a group sees what is left of one problem.
+    `said` counts the reasons of each filter.
     """
-    dropped: dict[str, str | None] = {trace.id: None for trace in traces}
-    for rule in keep:
-        left = [trace for trace in traces if dropped[trace.id] is None]
-        if next(iter(inspect.signature(rule.function).parameters)) == "traces":
-            for group in _by_problem(left).values():
-                reasons = rule(group, [verdicts[trace.id] for trace in group])
-                dropped.update(zip((trace.id for trace in group), reasons, strict=True))
+    decided: Iterator[Decided] = (Decided(w, [None] * len(w.traces)) for w in all_windows)
+    for rule, counts in zip(keep, said, strict=True):
+        decided = _filtered(rule, decided, counts)
+    return decided
+
+
+def _filtered(rule: Plugin, decided: Iterator[Decided], counts: Counter[str]) -> Iterator[Decided]:
+    """One filter's turn. It is given a window when it asks, and answers when it likes."""
+    waiting = deque[Decided]()
+
+    def left() -> Iterator[Window]:
+        for each in decided:
+            waiting.append(each)
+            yield each.left()
+
+    for reasons in _reasons(rule, left()):
+        each = waiting.popleft()
+        each.drop(reasons)
+        counts.update(reason for reason in reasons if reason)
+        yield each
+    if waiting or next(decided, None) is not None:
+        raise UserError(f"filter {rule.name}", "left a batch unanswered", "yield a list for each")
+
+
+def _reasons(rule: Plugin, left: Iterator[Window]) -> Iterator[Reasons]:
+    """What a filter says of each window; its first parameter's name tells what it looks at."""
+    looks_at = next(iter(inspect.signature(rule.function).parameters))
+    if looks_at == "batches":
+        yield from rule(map(_batch, left))
+        return
+    for window in left:
+        pairs = zip(window.traces, window.verdicts, strict=True)
+        if looks_at == "traces":
+            groups = [list(group) for _, group in groupby(pairs, lambda pair: pair[0].problem_id)]
+            said = [rule([t for t, _ in group], [v for _, v in group]) for group in groups]
+            yield [reason for reasons in said for reason in reasons]
         else:
-            dropped.update({trace.id: rule(trace, verdicts[trace.id]) for trace in left})
-    return dropped
+            yield [rule(trace, verdict) for trace, verdict in pairs]
 
 
-def _by_problem(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
-    groups: dict[str, list[Trace]] = {}
-    for trace in traces:
-        groups.setdefault(trace.problem_id, []).append(trace)
-    return groups
+def _batch(window: Window) -> pa.RecordBatch:
+    """What a filter of everything sees of a window."""
+    problems = [window.problems[trace.problem_id] for trace in window.traces]
+    columns = {
+        "id": [trace.id for trace in window.traces],
+        "problem_id": [problem.id for problem in problems],
+        "question": [problem.question for problem in problems],
+        "text": [trace.text for trace in window.traces],
+        "domain": [problem.domain for problem in problems],
+    }
+    return pa.record_batch(
+        {name: pa.array(values, pa.string()) for name, values in columns.items()}
+    )
+
+
+def difficulties(window: Window) -> dict[str, float]:
+    """1 less the pass rate of each problem that has judged samples, at least half a sample's."""
+    num, right = Counter[str](), Counter[str]()
+    for trace, verdict in zip(window.traces, window.verdicts, strict=True):
+        num[trace.problem_id] += verdict.correct is not None
+        right[trace.problem_id] += verdict.correct is True
+    return {p: max(1 - right[p] / n, 1 / (2 * n)) for p, n in num.items() if n}
+
+
+# -- writing ------------------------------------------------------------------------------------
+
+
+def _decisions(decided: Decided) -> pa.Table:
+    traces = decided.window.traces
+    columns = [[t.id for t in traces], [t.problem_id for t in traces], decided.dropped]
+    return pa.table(columns, schema=tables.SCHEMAS["decisions"])
+
+
+def _rows(kept: Window, thinking: str, weights: dict[str, float]) -> pa.Table:
+    rows = (_row(kept.problems[trace.problem_id], trace, thinking) for trace in kept.traces)
+    return tables.to_table(
+        "dataset", [{**row, "weight": weights.get(row["problem_id"], 1.0)} for row in rows]
+    )
 
 
 def _row(problem: Problem, trace: Trace, thinking: str) -> dict[str, Any]:
@@ -110,5 +236,72 @@ def _row(problem: Problem, trace: Trace, thinking: str) -> dict[str, Any]:
         "domain": problem.domain,
         "source": str(problem.meta.get("source", "")),
         "teacher": trace.model,
-        "weight": 1.0,
     }
+
+
+def _write_weighed(waiting: Path, dataset: Path) -> None:
+    """Writes the rows that waited, their weights divided by the mean."""
+    mean = pc.mean(tables.read_table(waiting, ["weight"])["weight"]).as_py()
+    for part in tables.parts(waiting):
+        table = tables.read_table(part)
+        weight = pc.divide(table["weight"].cast(pa.float64()), mean).cast(pa.float32())
+        place = table.schema.get_field_index("weight")
+        tables.write_part(dataset, table.set_column(place, table.schema.field(place), weight))
+
+
+# -- telling ------------------------------------------------------------------------------------
+
+
+def _summary(config: Config, out: StageFolder, sampled: int, counts: Counts) -> dict[str, Any]:
+    """Kept and dropped are what was sampled: in all, filter by filter, and of each domain."""
+    dropped = counts.dropped
+    funnel, left = [], sampled
+    for rule, reasons in zip(config.keep, counts.said, strict=True):
+        left -= reasons.total()
+        row = {"filter": rule.name, "reasons": dict(reasons.most_common()), "left": left}
+        funnel.append(row)
+    assert left == counts.kept, "the funnel does not add up"
+    return {
+        "accounts": out.balance(sampled, counts.kept, rejected=sum(dropped.values())),
+        "sampled": sampled,
+        "kept": counts.kept,
+        "dropped": dropped,
+        "funnel": funnel,
+        "by_domain": _by_domain(counts.ends),
+    }
+
+
+def _by_domain(ends: Counter[tuple[str, str | None]]) -> dict[str, dict[str, Any]]:
+    """What was sampled, kept and dropped of each domain."""
+    found: dict[str, dict[str, Any]] = {}
+    for (domain, reason), num in sorted(ends.items(), key=lambda end: (end[0][0], -end[1])):
+        row = found.setdefault(domain, {"sampled": 0, "kept": 0, "dropped": {}})
+        row["sampled"] += num
+        if reason is None:
+            row["kept"] = num
+        else:
+            row["dropped"][reason] = num
+    return found
+
+
+def _licences(kept: Window) -> dict[str, str]:
+    """source -> licence of the problems, where both are known."""
+    metas = (kept.problems[trace.problem_id].meta for trace in kept.traces)
+    return {m["source"]: str(m["licence"]) for m in metas if m.get("source") and m.get("licence")}
+
+
+def _lineage(config: Config, out: StageFolder) -> list[str]:
+    """How the rows were made, for the data card; what lies outside the run by its last name."""
+
+    def told(kind: str, path: str, key: str) -> str:
+        run, place = out.path.parent, Path(path)
+        return f"./{place.relative_to(run)}" if place.is_relative_to(run) else place.name
+
+    shown = map_references(config, told)
+    rules = [json.dumps(written(rule), ensure_ascii=False) for rule in shown.keep]
+    return [
+        f"Run {out.path.parent.name}, stage {out.name} (curate), identity {out.key}",
+        f"Problems of {shown.problems}, traces of {shown.traces}, verdicts of {shown.verdicts}",
+        *(f"Filter {number}: {rule}" for number, rule in enumerate(rules, 1)),
+        f"Thinking: {config.thinking}; weights: {config.weights}",
+    ]

@@ -9,19 +9,20 @@ from pydantic import Field, PositiveInt, model_validator
 
 from limbeck import ledger, metrics, tables
 from limbeck.config import Extent, ProblemsPath
+from limbeck.engines.asking import JudgeConfig
 from limbeck.engines.sampling import SamplingConfig, requests_for, write_missing
 from limbeck.folder import StageFolder
 from limbeck.plugins import EngineChoice
 from limbeck.types import Generator, Problem, Sampling, Trace, Verdict
-from limbeck.verifiers.judging import judge
+from limbeck.verifiers.judging import check_model, judge_all, needs_model, verifier_of
 
-WRITES = {"scores": "scores", "pass_at_1": "traces", "greedy": "traces"}
+WRITES = {"scores": "scores", "pass_at_1": "traces", "greedy": "traces", "judgements": "traces"}
 RESUMES = True
 EXTENDS = True
 USES = ("limbeck.verifiers",)
 
 
-class Config(SamplingConfig):
+class Config(SamplingConfig, JudgeConfig):
     engine: EngineChoice
     """The model under test."""
     problems: Annotated[dict[str, ProblemsPath], Field(min_length=1)]
@@ -46,18 +47,29 @@ class Config(SamplingConfig):
 def run(config: Config, out: StageFolder) -> dict[str, Any]:
     """Writes the answers of each metric, and `scores`, one row per split, metric and problem."""
     splits = {name: tables.read_problems(path) for name, path in config.problems.items()}
+    asked = {problem.id: problem for problems in splits.values() for problem in problems}
+    ask = config.asker(out)
+    check_model(asked.values(), ask)
     engine: Generator = config.engine()
     drawn = config.sampling()
     greedy = Sampling(0.0, max_tokens=config.max_tokens, stop=tuple(config.stop))
     rounds = [("pass_at_1", drawn, config.num_samples), ("greedy", greedy, int(config.greedy))]
-    rows = []
+    answers: dict[str, list[Trace]] = {}
     for metric, sampling, num_samples in rounds:
         if num_samples:
-            asked = {problem.id: problem for problems in splits.values() for problem in problems}
             requests = requests_for([*asked.values()], num_samples, config.seed, out, metric)
             write_missing(engine, requests, sampling, out.path / metric, out)
-            traces = [t for t in tables.read_traces(out.path / metric) if t.index < num_samples]
-            rows += score(splits, metric, traces, engine)
+            traces = tables.read_traces(out.path / metric)
+            answers[metric] = [trace for trace in traces if trace.index < num_samples]
+    pairs = [(asked[t.problem_id], t) for traces in answers.values() for t in traces]
+    with out.progress(len(pairs), "verdicts") as advance:
+        judged = judge_all(pairs, out, ask, advance)
+    verdicts = {verdict.trace_id: verdict for verdict in judged}
+    rows = [
+        score_row
+        for metric, traces in answers.items()
+        for score_row in score(splits, metric, traces, verdicts, engine)
+    ]
     shutil.rmtree(out.path / "scores", ignore_errors=True)  # of before an extension
     tables.write_part(out.path / "scores", tables.to_table("scores", rows))
     results = summarise(rows)
@@ -67,11 +79,20 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
             f"{row['split']:<10} {row['metric']:<10} {row['value']:6.1%}"
             f"  ({row['low']:.1%} to {row['high']:.1%}){failed}"
         )
-    return {"model": engine.name, "num_parameters": engine.num_parameters, "results": results}
+    return {
+        "model": engine.name,
+        "num_parameters": engine.num_parameters,
+        "results": results,
+        "judged_by_model": sum(needs_model(verifier_of(problem)) for problem, _ in pairs),
+    }
 
 
 def score(
-    splits: dict[str, list[Problem]], metric: str, traces: list[Trace], engine: Generator
+    splits: dict[str, list[Problem]],
+    metric: str,
+    traces: list[Trace],
+    verdicts: dict[str, Verdict],
+    engine: Generator,
 ) -> list[dict[str, Any]]:
     """One row per split and problem: how many samples, how many right, what they cost."""
     answers: dict[str, list[Trace]] = {}
@@ -81,10 +102,10 @@ def score(
     for split, problems in splits.items():
         for problem in problems:
             mine = answers[problem.id]
-            verdicts: list[Verdict] = [judge(problem, trace) for trace in mine]
+            said = [verdicts[trace.id] for trace in mine]
             failures = [
                 trace.finish == "error" or verdict.correct is None
-                for trace, verdict in zip(mine, verdicts, strict=True)
+                for trace, verdict in zip(mine, said, strict=True)
             ]
             tokens_in = sum(trace.prompt_tokens for trace in mine)
             tokens_out = sum(trace.completion_tokens for trace in mine)
@@ -96,9 +117,9 @@ def score(
                     "problem_id": problem.id,
                     "domain": problem.domain,
                     "num_samples": len(mine),
-                    "num_correct": sum(verdict.correct is True for verdict in verdicts),
+                    "num_correct": sum(verdict.correct is True for verdict in said),
                     "num_failed": sum(failures),
-                    "num_truncated": sum(verdict.reason == "truncated" for verdict in verdicts),
+                    "num_truncated": sum(verdict.reason == "truncated" for verdict in said),
                     "prompt_tokens": tokens_in,
                     "completion_tokens": tokens_out,
                     "flops": flops,

@@ -1,65 +1,144 @@
-"""The answer is the gold expression, by value: `math-verify` where strings and numbers do not do.
+"""The answer is the gold answer, by value: numbers, expressions, sets, intervals, equations.
 
-The package parses with sympy, which can take minutes over nine letters (`9^9^9^9`) and whose own
-time limit works on the main thread only. So it runs in a process of its own that can be killed.
+Plain numbers are compared at once, everything else that a grammar of final answers can read by
+exact and many-digit arithmetic, within bounds. What is left (integrals, sums, long lists) is asked
+of `math-verify` or computed in a worker process, which is killed when it is late.
 """
 
 from __future__ import annotations
 
-import atexit
-import json
-import os
 import re
-import select
-import subprocess
-import sys
-import threading
+from fractions import Fraction
 from functools import lru_cache
 
 from pydantic import PositiveFloat
 
 from limbeck.types import Problem, Reason, Trace, Verdict
-from limbeck.verifiers import final_answer, judged, last_boxed, no_answer
-from limbeck.verifiers.number import equal, read_quantity
+from limbeck.verifiers import (
+    AnswerIn,
+    answer_text,
+    last_boxed,
+    no_answer,
+    without_hidden,
+    workers,
+)
+from limbeck.verifiers.mathematics.arithmetic import TooBig
+from limbeck.verifiers.mathematics.forms import same
+from limbeck.verifiers.mathematics.statements import stated
+from limbeck.verifiers.mathematics.tokens import MAX_LETTERS, Unreadable
+from limbeck.verifiers.mathematics.trees import read
+from limbeck.verifiers.mathematics.values import is_too_big
 
-START_S = 120.0  # importing sympy, on a machine that has other things to do
-MEMORY_BYTES = 4 << 30
-UNLIKE = {"am", "pm", "mm", "cm", "m", "km", "mg", "g", "kg"}  # math-verify drops every unit
-SERVE = "from limbeck.verifiers.math import serve; serve()"
+WORKER = "limbeck.verifiers.math_worker:answer"
+SHORT = 400  # letters of both, which take milliseconds; with more, a worker computes
+CORRECT: dict[Reason, bool] = {"correct": True, "wrong": False, "unparsed": False}
+_PLAIN = re.compile(
+    r"(-?)([0-9]{1,15}|[1-9][0-9]{0,2}(?:,[0-9]{3}){1,4})(\.[0-9]{1,15})?(?:/([0-9]{1,15}))?"
+)
+_ONE_BOX = re.compile(r"\\boxed\{([-0-9.,/]+)\}")
 
 
-def verify(problem: Problem, trace: Trace, *, timeout_s: PositiveFloat = 2.0) -> Verdict:
-    """Equal as numbers or as LaTeX strings, or else so says math-verify within `timeout_s`.
+def verify(
+    problem: Problem,
+    trace: Trace,
+    *,
+    timeout_s: PositiveFloat = 2.0,
+    answer_in: AnswerIn = "after_thinking",
+) -> Verdict:
+    """Equal in value and of the same form as the gold answer; no tolerance.
 
-    Past it, `correct` is None and the reason `timeout`. Works on any thread.
+    Where it takes longer than `timeout_s`, `correct` is None and the reason `timeout`. A percent
+    sign or a unit may be missing on one side. Works on any thread.
     """
     if not problem.answer.strip():
         return Verdict(trace.id, None, None, "bad_gold")
-    answer, reason = final_answer(trace)
-    if answer is None:
+    text, reason = answer_text(trace, answer_in)
+    if text is None:
         return no_answer(trace, reason or "unparsed")
-    gold = last_boxed(problem.answer) or problem.answer
-    known = judge_quickly(gold, answer)
-    if known is not None:
-        return judged(trace, known, answer)
-    judgement = judge_slowly(gold, answer, timeout_s)
-    correct = {"correct": True, "wrong": False, "unparsed": False}.get(judgement)
-    return Verdict(trace.id, correct, answer, judgement)
+    gold = _boxed(problem.answer) or problem.answer
+    answer = _boxed(text)
+    if answer is None:
+        answer = stated(without_hidden(text))
+    if not answer or not answer.strip():
+        return no_answer(trace, "unparsed")
+    judgement = judge(gold, answer, timeout_s)
+    return Verdict(trace.id, CORRECT.get(judgement), answer[:200], judgement)
 
 
-def judge_quickly(gold: str, answer: str) -> bool | None:
-    """True or False where strings or bare numbers decide, else None.
-
-    With a word or a variable only unlike units do: 5x is not 5, and 12 am never 12 pm.
-    """
-    if normalise(gold) == normalise(answer):
-        return True
-    (a, unit), (b, other) = read_quantity(gold), read_quantity(answer)
-    if a is None or b is None:
+def _boxed(text: str) -> str | None:
+    """What is boxed; at once where that is a number in the only box."""
+    if "box" not in text:
         return None
-    if unit != other and {unit, other} <= UNLIKE:
-        return False
-    return None if unit or other else equal(a, b)
+    if text.count("box") == 1 and (match := _ONE_BOX.search(text)):
+        return match[1]
+    return last_boxed(without_hidden(text))
+
+
+def judge(gold: str, answer: str, timeout_s: float = 2.0) -> Reason:
+    """What an answer without anything around it is worth."""
+    mine = _plain(gold)
+    other = mine if gold == answer else _plain(answer)
+    if mine is not None and other is not None:
+        return "correct" if mine == other else "wrong"
+    try:
+        return _judge(gold, answer, timeout_s)
+    except workers.Late:
+        return "timeout"
+    except (workers.Died, workers.Failed):
+        return "error"
+
+
+@lru_cache(maxsize=1 << 14)
+def _plain(text: str) -> int | Fraction | None:
+    """A number as most answers are: `42`, `-1,200`, `0.5`, `3/4`."""
+    match = _PLAIN.fullmatch(text.strip())
+    if match is None:
+        return None
+    sign, whole, places, divisor = match.groups()
+    digits = sign + whole.replace(",", "")
+    if places is None and divisor is None:
+        return int(digits)
+    if divisor and not int(divisor):
+        return None
+    return Fraction(digits + (places or "")) / int(divisor or 1)
+
+
+@lru_cache(maxsize=1 << 16)  # the samples of a problem repeat each other's answers
+def _judge(gold: str, answer: str, timeout_s: float) -> Reason:
+    wanted = _words(gold)
+    if normalise(gold) == normalise(answer) or (wanted and wanted == _words(answer)):
+        return "correct"
+    if len(answer) > MAX_LETTERS:
+        return "unparsed"
+    if len(gold) + len(answer) <= SHORT:
+        known = decide(gold, answer)
+        if known:
+            return known
+    return workers.ask(WORKER, {"gold": gold, "answer": answer}, timeout_s)
+
+
+def decide(gold: str, answer: str) -> Reason | None:
+    """The judgement, or None where it takes more mathematics than the grammar has."""
+    try:
+        wanted = read(gold)
+    except Unreadable as error:
+        return None if error.heavy else "bad_gold"
+    try:
+        return "correct" if same(wanted, read(answer)) else "wrong"
+    except Unreadable as error:
+        return None if error.heavy else "unparsed"
+    except TooBig:
+        return "bad_gold" if is_too_big(wanted) else "wrong"
+
+
+def _words(latex: str) -> str | None:
+    """The words of an answer of at least two; None where there is more, or a variable."""
+    plain = re.sub(r"\\(?:text|textbf|textit|mbox|mathrm)(?![A-Za-z])|[{}$.,!]", " ", latex)
+    words = plain.casefold().split()
+    if len(words) < 2 or not any(map(str.isalpha, words)):
+        return None
+    fine = all(word.isdecimal() or (word.isalpha() and len(word) > 1) for word in words)
+    return " ".join(words) if fine else None
 
 
 def normalise(latex: str) -> str:
@@ -67,121 +146,5 @@ def normalise(latex: str) -> str:
     latex = latex.strip().removesuffix(".").strip("$").removesuffix(".")
     latex = re.sub(r"\\(?:left|right|displaystyle)\b|\\!|\\[()\[\]]", "", latex)
     latex = re.sub(r"\\[dt]frac\b", r"\\frac", latex)
-    latex = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi", latex)
     latex = re.sub(r"\\[,;: ]|\s+", " ", latex)
     return re.sub(r"(?<!\d) +| +(?!\d)", "", latex)
-
-
-def judge_slowly(gold: str, answer: str, timeout_s: float) -> Reason:
-    """math-verify's judgement, from the worker process; a worker that is late is killed."""
-    try:
-        return _settle(gold, answer, timeout_s)
-    except Unsettled as unsettled:
-        return unsettled.reason
-
-
-@lru_cache(maxsize=1 << 16)  # the samples of a problem repeat each other's answers
-def _settle(gold: str, answer: str, timeout_s: float) -> Reason:
-    reason = _worker.ask({"gold": gold, "answer": answer}, timeout_s)
-    if reason in ("timeout", "error"):
-        raise Unsettled(reason)
-    return reason
-
-
-class Unsettled(Exception):
-    """No judgement this time: the next time may be luckier, so nothing remembers it."""
-
-    def __init__(self, reason: Reason):
-        super().__init__(reason)
-        self.reason = reason
-
-
-class Worker:
-    """One process that answers one question at a time; started when first asked."""
-
-    def __init__(self) -> None:
-        self.process: subprocess.Popen[str] | None = None
-        self.lock = threading.Lock()
-
-    def ask(self, question: dict[str, str], timeout_s: float) -> Reason:
-        """Its answer, 'timeout', or 'error' where it died of the question.
-
-        Whatever interrupts it (Ctrl-C, say) ends the process: the answer that is still to come
-        would be taken for the next question's.
-        """
-        with self.lock:
-            try:
-                if self.process is None:
-                    self._start()
-                reply = self._exchange(json.dumps(question), timeout_s)
-                if not reply:
-                    self.stop()
-                return "timeout" if reply is None else json.loads(reply or '"error"')
-            except BaseException:
-                self.stop()
-                raise
-
-    def _exchange(self, line: str, timeout_s: float) -> str | None:
-        assert self.process is not None
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
-        except OSError:
-            return ""
-        return self._read(timeout_s)
-
-    def _start(self) -> None:
-        path = os.pathsep.join(entry for entry in sys.path if entry)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        )
-        if not self._read(START_S):
-            raise RuntimeError("the math verifier's process does not start; is math-verify there?")
-
-    def _read(self, timeout_s: float) -> str | None:
-        """One line, '' from a process that has ended, None past the time."""
-        assert self.process is not None
-        assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], timeout_s)
-        return self.process.stdout.readline() if ready else None
-
-    def stop(self) -> None:
-        """Kills the process; the next question starts another."""
-        process, self.process = self.process, None
-        if process:
-            process.kill()
-            process.communicate()
-
-
-_worker = Worker()
-atexit.register(_worker.stop)
-
-
-def serve() -> None:
-    """The worker's side: a question a line on stdin, a reason a line on stdout."""
-    import resource
-
-    from math_verify import parse, verify
-
-    replies, sys.stdout = sys.stdout, sys.stderr  # nobody else's print is a reply
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    print(json.dumps("ready"), file=replies, flush=True)
-    for line in sys.stdin:
-        question = json.loads(line)
-        try:
-            gold, answer = (
-                parse(f"\\boxed{{{question[side]}}}", parsing_timeout=None, raise_on_error=True)
-                for side in ("gold", "answer")
-            )
-            same = bool(gold and answer) and verify(gold, answer, timeout_seconds=None)
-            reason = "bad_gold" if not gold else "unparsed" if not answer else None
-            reason = reason or ("correct" if same else "wrong")
-        except Exception:  # whatever sympy trips over: the answer is not an expression it knows
-            reason = "unparsed"
-        print(json.dumps(reason), file=replies, flush=True)

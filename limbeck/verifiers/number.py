@@ -8,7 +8,15 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from limbeck.types import Problem, Trace, Verdict
-from limbeck.verifiers import answer_text, compatible, judged, last_boxed, no_answer
+from limbeck.verifiers import (
+    AnswerIn,
+    answer_text,
+    compatible,
+    judged,
+    last_boxed,
+    no_answer,
+    without_hidden,
+)
 
 MAX_DIGITS = 400  # 1e999999999 is a short string and a number that fills the memory
 MAX_LETTERS = 4096  # around a number; nothing further away has a say
@@ -23,9 +31,11 @@ UNITS = (
 )
 GROUPING = str.maketrans("", "", ", ")
 NO_UNIT = "and|plus|minus|over|squared|cubed|factorial|divided|root|sqrt|sin|cos|tan|log|mod"
+NO_UNIT += "|dozen|hundred|thousand|million|billion|trillion"
 
 _SCALE = "|".join(sorted(SCALES, key=len, reverse=True))
-_PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:\ \d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_GROUPS = r"\d{1,3}(?:,\d{3})+(?!\d)|(?:\d{1,2}(?:\ \d{3})+|\d{3}(?:\ \d{3})*\ 000)(?!\d|\ \d)"
+_PLAIN = rf"(?:{_GROUPS}|\d+)(?:\.\d+)?|\.\d+"  # 12 345 is one number, 100 200 are two
 _NUMBER = re.compile(
     rf"""(?P<sign>[+-]\ ?)?
     (?:(?P<whole>\d{{1,9}})\ ?(?:and\ )?(?=\\[dt]?frac|(?<=\ )\d+\ ?/\ ?\d))?
@@ -55,6 +65,7 @@ _PART = re.compile(  # what stands before a number that is only a part of someth
         | \d\ (?:x|over|times|plus|minus)\                                 # 2 x 3, 2 plus 3
         | [A-Za-z\d)\]}^][({\[]\ ?[+-]?                                    # f(2), (2)(3)
         | (?:(?<![A-Za-z])[A-Za-z]|[)\]}])(?:-|\ -\ )                      # x - 3
+    | (?<![A-Za-z])(?:or|between\ \S{1,9}\ and)\ -?                    # 2 or 3
     )\Z""",
     re.VERBOSE,
 )
@@ -96,7 +107,7 @@ class Number(NamedTuple):
         return f"{self.value}{'%' if self.percent else ''}"
 
 
-def verify(problem: Problem, trace: Trace) -> Verdict:
+def verify(problem: Problem, trace: Trace, *, answer_in: AnswerIn = "after_thinking") -> Verdict:
     """Equal as rational numbers: `1,200.0` is `1 200`, `2 3/4` is `2.75` and `2\\frac{3}{4}`.
 
     Read is the last `\\boxed{…}`, else what follows the last `####`, else the last number of the
@@ -105,7 +116,7 @@ def verify(problem: Problem, trace: Trace) -> Verdict:
     gold = read_number(problem.answer)
     if gold is None:
         return Verdict(trace.id, None, None, "bad_gold")
-    answer, reason = answer_text(trace)
+    answer, reason = answer_text(trace, answer_in)
     if answer is None:
         return no_answer(trace, reason or "unparsed")
     found = answer_number(answer)
@@ -116,6 +127,7 @@ def verify(problem: Problem, trace: Trace) -> Verdict:
 
 def answer_number(answer: str) -> Number | None:
     """The number that a final answer gives; a boxed one must be nothing else than a number."""
+    answer = without_hidden(answer)
     boxed = last_boxed(answer)
     if boxed is not None:
         return read_number(boxed)
