@@ -24,6 +24,7 @@ from limbeck.verifiers.sandbox.process import Ended, Late, Process, Trouble
 __all__ = ["BACKENDS", "Ended", "Late", "Limits", "Process", "Trouble", "backend", "run", "start"]
 
 BACKENDS = ("bubblewrap", "namespaces")
+TRIED_S = 10.0  # for an empty program
 
 
 @functools.cache
@@ -51,10 +52,10 @@ def refusal(name: str) -> str | None:
     if name == "bubblewrap" and shutil.which("bwrap") is None:
         return "bwrap is not installed"
     try:
-        with Process(Limits(cpu_s=1), name):
-            return None
-    except Trouble as error:
-        return str(error)
+        _run(Process(Limits(cpu_s=TRIED_S), name, piped=True), "", "", TRIED_S)
+    except (Trouble, Ended, Late, OSError) as error:  # OSError: a kernel before 5.3
+        return str(error) or type(error).__name__
+    return None
 
 
 def start(limits: Limits, piped: bool = False) -> Process:
@@ -67,7 +68,11 @@ def run(program: str, stdin: str, time_s: float, limits: Limits) -> tuple[bytes,
 
     Raises Late past its time, Ended where it wrote too much, Trouble where no sandbox came up.
     """
-    with start(limits, piped=True) as process:
+    return _run(start(limits, piped=True), program, stdin, time_s)
+
+
+def _run(started: Process, program: str, stdin: str, time_s: float) -> tuple[bytes, int]:
+    with started as process:
         deadline = time.monotonic() + time_s
         process.ask(wire.SCRIPT, deadline, source=program, stdin=stdin)
         return process.output(deadline)

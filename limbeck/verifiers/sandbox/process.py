@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import marshal
 import os
+import select
 import selectors
 import socket
 import subprocess
@@ -179,10 +180,20 @@ class Process:
                 written += part
                 if len(written) > self.limits.output_bytes:
                     raise Ended
+        return bytes(written), self._status(deadline)
+
+    def _status(self, deadline: float) -> int:
+        """The exit status, once there is one; Popen's own waiting naps for up to 50 ms."""
+        descriptor = os.pidfd_open(self.process.pid)
         try:
-            return bytes(written), self.process.wait(max(deadline - time.monotonic(), 1e-3))
-        except subprocess.TimeoutExpired:
-            raise Late from None
+            left_ms = 1000 * (deadline - time.monotonic())
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            if not poll.poll(max(left_ms, 0)):
+                raise Late
+        finally:
+            os.close(descriptor)
+        return self.process.wait()
 
     def close(self) -> None:
         """Kills every process of the sandbox, and waits until they are gone."""
