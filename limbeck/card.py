@@ -95,6 +95,14 @@ def read_licences(folder: Path) -> dict[str, str]:
     return {str(k): str(v) for k, v in licences.items()} if isinstance(licences, dict) else {}
 
 
+def add_licences(licences: dict[str, str], told: Iterable[tuple[str, str]]) -> None:
+    """Takes in more (source, licence); a source that is said to have several has them all."""
+    for source, licence in told:
+        known = licences.setdefault(source, licence).split(", ")
+        new = [name for name in licence.split(", ") if name not in known]
+        licences[source] = ", ".join([*known, *new])
+
+
 def count(folder: Path) -> dict[str, Counter[str]]:
     """How many rows of each domain, source and teacher; reads these columns batch by batch."""
     counts: dict[str, Counter[str]] = {column: Counter() for column in COUNTED}
@@ -132,7 +140,7 @@ def _licence(licences: set[str]) -> dict[str, str]:
     name = names.pop()
     if ON_THE_HUB.fullmatch(name):
         return {"license": name}
-    return {"license": "other", "license_name": name}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", name).strip("-")}
 
 
 def _funnel(sampled: int | None, dropped: Mapping[str, int], kept: int) -> list[str]:
@@ -195,6 +203,6 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """In one line, and no HTML: names come from strangers."""
-    line = progress.visible(" ".join(text.split())).replace("&", "&amp;")
+    """In one line, and no HTML, links or images: names come from strangers."""
+    line = progress.visible(" ".join(text.split())).replace("&", "&amp;").replace("](", "]\\(")
     return re.sub(r"<(?!think>|/think>)", "&lt;", line)

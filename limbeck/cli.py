@@ -153,7 +153,7 @@ def audit(
     """Measure the verifiers on labelled and on hostile answers, beside their peers."""
     from limbeck import audit
 
-    if judge:
+    if judge is not None:
         for line in audit.judged(audit.folder(data), judge, sets or ["gsm8k"]):
             typer.echo(line)
         return

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from limbeck import ledger, store, tables
 from limbeck.types import Problem, Trace
@@ -110,13 +113,16 @@ def _curves(run: Run) -> list[Row]:
 def _lengths(run: Run) -> list[Row]:
     """Completion tokens of what the main curation kept and dropped."""
     for row in _curated(run)[:1]:
-        dropped = _dropped(run, row["stage"])
-        kept: dict[bool, list[int]] = {True: [], False: []}
-        for trace in _traces_of(run, row["stage"]).values():
-            kept[dropped[trace["id"]] is None].append(trace["completion_tokens"])
+        decided = tables.read_table(run.path / row["stage"] / "decisions", ["trace_id", "dropped"])
+        place = _inside(run, run.recipe["stages"][row["stage"]]["traces"])
+        traces = tables.read_table(place, ["id", "completion_tokens"])
+        tokens = traces["completion_tokens"].take(
+            pc.index_in(decided["trace_id"], traces["id"].cast(pa.string()))
+        )
+        kept = pc.is_null(decided["dropped"])
         return [
-            {"name": "kept", "values": kept[True]},
-            {"name": "dropped", "values": kept[False]},
+            {"name": "kept", "values": tokens.filter(kept).to_pylist()},
+            {"name": "dropped", "values": tokens.filter(pc.invert(kept)).to_pylist()},
         ]
     return []
 
@@ -138,17 +144,6 @@ def _stage(reference: str) -> str:
     return reference[2:].partition("/")[0] if reference.startswith("./") else ""
 
 
-def _dropped(run: Run, stage: str) -> dict[str, str | None]:
-    decisions = tables.read_table(run.path / stage / "decisions").to_pylist()
-    return {row["trace_id"]: row["dropped"] for row in decisions}
-
-
-def _traces_of(run: Run, stage: str) -> dict[str, Row]:
-    place = _inside(run, run.recipe["stages"][stage]["traces"])
-    names = ["id", "problem_id", "text", "completion_tokens"]
-    return {row["id"]: row for row in tables.read_table(place, names).to_pylist()}
-
-
 def _inside(run: Run, reference: str) -> Path:
     return run.path / reference[2:] if reference.startswith("./") else Path(reference)
 
@@ -160,32 +155,60 @@ def _problems(run: Run, reference: str) -> dict[str, Problem]:
 def _examples(run: Run) -> list[Row]:
     """A kept and a dropped trace of the same problem, a few domains and reasons."""
     for row in _curated(run):
-        stage = row["stage"]
-        problems = _problems(run, run.recipe["stages"][stage]["problems"])
-        dropped, traces = _dropped(run, stage), _traces_of(run, stage)
-        good: dict[str, str] = {}
-        for trace_id, reason in dropped.items():
-            if reason is None:
-                good.setdefault(traces[trace_id]["problem_id"], trace_id)
-        pairs, seen = [], Counter[tuple[str, str]]()
-        for trace_id, reason in dropped.items():
-            problem = problems[traces[trace_id]["problem_id"]]
-            kind = (problem.domain, reason or "")
-            if reason in (None, "duplicate") or problem.id not in good or seen[kind]:
-                continue
-            seen[kind] += 1
-            mine = good[problem.id]
-            pairs.append(
-                {
-                    "problem": problem.question,
-                    "answer": problem.answer,
-                    "good": {"text": traces[mine]["text"], "reason": "kept", "id": mine},
-                    "bad": {"text": traces[trace_id]["text"], "reason": reason, "id": trace_id},
-                }
-            )
-        if pairs:
-            return pairs[:NUM_SHOWN]
+        settings = run.recipe["stages"][row["stage"]]
+        asked = _inside(run, settings["problems"])
+        if pairs := _pairs(run.path / row["stage"] / "decisions", asked):
+            traces = [trace for pair in pairs for trace in (pair["good"], pair["bad"])]
+            texts = _found(_inside(run, settings["traces"]), ["id", "text"], traces)
+            columns = ["id", "messages", "answer"]
+            problems = _found(asked, columns, [pair["problem_id"] for pair in pairs])
+            return [_example(pair, problems[pair["problem_id"]], texts) for pair in pairs]
     return []
+
+
+def _pairs(decisions: Path, asked: Path) -> list[Row]:
+    """Of each domain and reason the first dropped trace whose problem has a kept one, too."""
+    known = tables.read_table(asked, ["id", "domain"])
+    domains = dict(zip(known["id"].to_pylist(), known["domain"].to_pylist(), strict=True))
+    good: dict[str, str] = {}
+    for row in _each(decisions):
+        if row["dropped"] is None:
+            good.setdefault(row["problem_id"], row["trace_id"])
+    pairs: dict[tuple[str, str], Row] = {}
+    for row in _each(decisions):
+        problem, reason = row["problem_id"], row["dropped"]
+        kind = (domains[problem], reason)
+        if reason in (None, "duplicate") or problem not in good or kind in pairs:
+            continue
+        bad = {"bad": row["trace_id"], "reason": reason}
+        pairs[kind] = {"problem_id": problem, "good": good[problem], **bad}
+        if len(pairs) == NUM_SHOWN:
+            break
+    return list(pairs.values())
+
+
+def _example(pair: Row, problem: Row, texts: dict[str, Row]) -> Row:
+    good, bad = pair["good"], pair["bad"]
+    return {
+        "problem": next(m["content"] for m in problem["messages"][::-1] if m["role"] == "user"),
+        "answer": problem["answer"],
+        "good": {"text": texts[good]["text"], "reason": "kept", "id": good},
+        "bad": {"text": texts[bad]["text"], "reason": pair["reason"], "id": bad},
+    }
+
+
+def _each(table: Path) -> Iterator[Row]:
+    """The rows of a table, one after another."""
+    for batch in tables.iter_batches(table):
+        yield from batch.to_pylist()
+
+
+def _found(table: Path, columns: list[str], ids: list[str]) -> dict[str, Row]:
+    """Those rows of a table, by their ids."""
+    wanted = pa.array(ids, pa.string())
+    batches = tables.iter_batches(table, columns)
+    hits = (batch.filter(pc.is_in(batch["id"].cast(pa.string()), wanted)) for batch in batches)
+    return {row["id"]: row for hit in hits for row in hit.to_pylist()}
 
 
 def _answers(run: Run) -> list[Row]:

@@ -220,16 +220,31 @@ def _read_errors(file: Path) -> Iterator[None]:
 
 
 def read_problems(path: Path | str) -> list[Problem]:
-    return problems_of(read_table(path))
+    return problems_of(read_table(path), path)
 
 
-def problems_of(table: pa.Table) -> list[Problem]:
-    """A table's rows as problems."""
-    rows = table.to_pylist()
-    for row in rows:
-        row["messages"] = tuple(Message(**message) for message in row["messages"])
-        row["verifier"], row["meta"] = json.loads(row["verifier"]), json.loads(row["meta"])
-    return [Problem(**row) for row in rows]
+def problems_of(table: pa.Table, path: Path | str) -> list[Problem]:
+    """A table's rows as problems; UserError at `path` for one that is none."""
+    problems = []
+    for row in table.to_pylist():
+        try:
+            problems.append(_problem(row))
+        except (TypeError, ValueError, KeyError) as error:
+            what = f"problem {row.get('id')} cannot be read ({error})"
+            raise UserError(str(path), what, "mend it, or collect it from its source") from error
+    return problems
+
+
+def _problem(row: dict[str, Any]) -> Problem:
+    messages = tuple(Message(turn["role"], turn["content"]) for turn in row["messages"])
+    if not any(message.role == "user" for message in messages):
+        raise ValueError("nothing is asked")
+    verifier, meta = json.loads(row["verifier"]), json.loads(row["meta"])
+    domain = row["domain"] or ""
+    if not isinstance(meta, dict):
+        raise ValueError("its meta is no object")
+    read = {"messages": messages, "verifier": verifier, "domain": domain, "meta": meta}
+    return Problem(**{**row, **read})
 
 
 def read_traces(path: Path | str) -> list[Trace]:

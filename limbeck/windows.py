@@ -8,7 +8,7 @@ added later, verdicts from elsewhere) is first put in order by window, in one sc
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ COLUMNS = {
     "traces": [f.name for f in fields(Trace) if f.name not in ("token_ids", "logprobs")],
     "verdicts": [field.name for field in fields(Verdict)],
 }
+MAY_LACK = ("answer", "domain", "split", "model", "correct", "extracted", "reason")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Plan:
         streams = [self._stream(kind, scratch / f"{kind}.arrow") for kind in COLUMNS]
         done = 0
         for problems, traces, verdicts in zip(*streams, strict=True):
-            window = _window(problems, traces, verdicts)
+            asked = tables.problems_of(problems, self.paths["problems"])
+            window = _window(asked, traces, verdicts)
             expected = Counter[str]()
             for problem in problems["id"].to_pylist():
                 expected[problem] += int(self.num_samples[done])
@@ -66,11 +68,11 @@ class Plan:
             yield window
 
     def _stream(self, kind: str, scratch: Path) -> Iterator[pa.Table]:
-        names = COLUMNS[kind]
+        names, path = COLUMNS[kind], self.paths[kind]
         schema = pa.schema([tables.SCHEMAS[kind].field(name) for name in names])
-        batches = tables.iter_batches(self.paths[kind], names, again=True)
+        batches = tables.iter_batches(path, names, again=True)
         windows = self.windows[kind]
-        pieces = _pieces((batch.cast(schema) for batch in batches), windows)
+        pieces = _pieces((_fitting(batch, schema, path) for batch in batches), windows)
         named = windows[windows >= 0]
         if (named[1:] < named[:-1]).any():
             pieces = _in_order(pieces, schema, scratch)
@@ -80,7 +82,7 @@ class Plan:
 def plan(problems: str, traces: str, verdicts: str, where: str, window: int) -> Plan:
     """Reads ids, and how long each text is; a window is to have `window` bytes.
 
-    UserError at `where` for a trace that is there twice or has no problem or no verdict.
+    UserError at `where` for a trace that is there twice, or has no problem, no verdict or two.
     """
     problem_ids, verdict_ids = _column(problems, "id"), _column(verdicts, "trace_id")
     trace_ids = _column(traces, "id")
@@ -89,10 +91,16 @@ def plan(problems: str, traces: str, verdicts: str, where: str, window: int) -> 
     if len(twice := order[1:][judged[order[1:]] == judged[order[:-1]]]):
         what = f"has two traces {trace_ids[int(twice[0])]}"
         raise UserError(f"{where}.traces", what, "give each an id of its own")
+    theirs = pc.drop_null(pc.index_in(verdict_ids, value_set=trace_ids)).to_numpy()
+    if len(twice := np.flatnonzero(np.bincount(theirs, minlength=len(trace_ids)) > 1)):
+        what = f"has two verdicts on trace {trace_ids[int(twice[0])]}"
+        raise UserError(f"{where}.verdicts", what, "leave one of them")
     asked_ids = _column(traces, "problem_id", again=True)
     asked = _places(asked_ids, problem_ids, trace_ids, f"{where}.problems")
     lengths = [
-        pc.fill_null(pc.binary_length(batch["text"]), 0).to_numpy(zero_copy_only=False)
+        pc.fill_null(pc.binary_length(batch["text"].cast(pa.string())), 0).to_numpy(
+            zero_copy_only=False
+        )
         for batch in tables.iter_batches(traces, ["text"], again=True)
     ]
     sizes = ROW + np.concatenate([[], *lengths])
@@ -111,6 +119,20 @@ def _column(path: str, name: str, again: bool = False) -> pa.ChunkedArray:
         batch[name].cast(pa.string()) for batch in tables.iter_batches(path, [name], again=again)
     ]
     return pa.chunked_array(chunks, pa.string())
+
+
+def _fitting(batch: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch:
+    """A batch of somebody's table in our schema; UserError if it does not fit, or a value lacks."""
+    try:
+        batch = batch.cast(schema)
+    except pa.ArrowException as error:
+        what = f"its columns are of other types ({' '.join(str(error).split())})"
+        raise UserError(path, what, "give them the types of a table that Limbeck wrote") from error
+    for name in schema.names:
+        if name not in MAY_LACK and batch[name].null_count:
+            row = batch.filter(pc.is_null(batch[name]))[0][0].as_py()
+            raise UserError(path, f"row {row} has no {name}", "write it there, or drop the row")
+    return batch
 
 
 def _places(
@@ -200,8 +222,8 @@ def _together(
         held = []
 
 
-def _window(problems: pa.Table, traces: pa.Table, verdicts: pa.Table) -> Window:
-    asked = {problem.id: problem for problem in tables.problems_of(problems)}
+def _window(problems: Sequence[Problem], traces: pa.Table, verdicts: pa.Table) -> Window:
+    asked = {problem.id: problem for problem in problems}
     place = {problem: number for number, problem in enumerate(asked)}
     answered = [Trace(*row) for row in _rows(traces)]
     answered.sort(key=lambda trace: (place[trace.problem_id], trace.index))

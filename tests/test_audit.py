@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,20 @@ def test_a_model_is_measured_as_a_judge(data):
     assert told[0].startswith("gsm8k: ")
 
 
+@pytest.mark.parametrize(
+    ("engine", "says"),
+    [
+        ("nope", "judge: no engine is called 'nope'"),
+        ("openai", "judge: model: is required; add it"),
+        ("[1]", "judge: is no engine"),
+        ("{name: openai", "judge:1: is not valid YAML"),
+    ],
+)
+def test_a_judge_that_there_is_not_is_the_users_mistake(data, engine, says):
+    with pytest.raises(UserError, match=f"^{re.escape(says)}"):
+        list(audit.judged(data, engine, ["gsm8k"]))
+
+
 @pytest.mark.parametrize("peer", peers.PACKAGES)
 def test_a_peer_reads_the_whole_response(peer):
     pytest.importorskip("math_verify")
@@ -206,7 +221,7 @@ def test_hostile_rows(tmp_path, monkeypatch):
         ("cut", False),
     ]
     assert [judge(problem, trace).reason for problem, trace, _ in cases] == [
-        "unparsed",
+        "wrong",
         "correct",
         "truncated",
     ]

@@ -84,6 +84,10 @@ def test_rows_are_counted_by_domain_source_and_teacher(tmp_path):
             {"license": "other", "license_name": "house-rules"},
         ),
         (
+            {"maker/set": "We're: {all} [ours]", "other/set": "We're: {all} [ours]"},
+            {"license": "other", "license_name": "we-re-all-ours"},
+        ),
+        (
             {"maker/set": "MIT", "other/set": "MIT", "not/here": "GPL"},
             {"license": "mit"},
         ),
@@ -108,7 +112,14 @@ def test_licences_of_a_folder_without_a_card_of_ours(tmp_path):
 
 def test_names_of_strangers_stay_text(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_API_KEY", "v3ry-s3cret-and-long")
-    rows = [row(1, domain="a|b\n# c", source="<script>x</script>", teacher="---\x1b[31m")]
+    rows = [
+        row(
+            1,
+            domain="a|b\n# c ![x](http://x/y.png)",
+            source="<script>x</script>",
+            teacher="---\x1b[31m",
+        )
+    ]
     lineage = ["key v3ry-s3cret-and-long"]
     path = write(
         tmp_path,
@@ -119,7 +130,7 @@ def test_names_of_strangers_stay_text(tmp_path, monkeypatch):
     )
     text = path.read_text()
     assert "<script>" not in text.split("\n---\n", 1)[1]
-    assert r"a\|b # c" in text
+    assert r"a\|b # c ![x]\(http" in text
     assert "\x1b" not in text
     assert "s3cret" not in text
     assert front(path)["pretty_name"] == "x: [y]\n---"

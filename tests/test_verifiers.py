@@ -14,9 +14,9 @@ import pytest
 
 from limbeck.errors import UserError
 from limbeck.problems import make_problem
-from limbeck.types import Trace
+from limbeck.types import Trace, Verdict
 from limbeck.verifiers import exact, final_answer, number
-from limbeck.verifiers.judging import gradable, judge
+from limbeck.verifiers.judging import SLICE, begin, gradable, judge
 
 DATA = Path(os.environ.get("LIMBECK_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -181,6 +181,7 @@ HALF_NUMBERS = r"""
 2\frac{3}{2}|2-1/2|1/2/3|3/4x|\frac{1}{2}3|\frac{1}{2}^2|(\frac12)^2|2*9|2 * 9|2 × 9|2·3|2 x 9
 2x9|5 + 3|x - 3|f(2)|(2)(3)|2^3^2|0^{-1}|2^99999|99^400|3:45|1000,99|1,2|1.2.3|1,000,00|5k|$2M
 --3|5 squared|10 or x|5 over 2|\boxed{1 2}|\boxed{5^n}|\boxed{10 or twenty}|\boxed{5 = x}
+41, not 42|It is 41. Not 42.|it isn't 42
 41 or 42|somewhere between 41 and 42|\boxed{100 200}|\boxed{3 dozen}|\boxed{2 3 or 4}"""
 
 
@@ -235,3 +236,22 @@ def test_a_problem_that_names_no_verifier_is_the_users_mistake(ask, verifier, sa
         ask(asked)
     assert asked.id in caught.value.where
     assert repr(verifier) in caught.value.what
+
+
+judged_so_far: list[str] = []
+
+
+def slow(problem, trace):
+    time.sleep(0.03)
+    judged_so_far.append(trace.id)
+    return Verdict(trace.id, True, "5", "correct")
+
+
+def test_who_stops_waits_for_no_verdict_but_those_begun():
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    asked = make_problem("?", "5", verifier="tests.test_verifiers:slow")
+    with pytest.raises(KeyboardInterrupt):
+        begin([(asked, trace("5"))] * 500, 1, interrupt)
+    assert len(judged_so_far) < 2 * SLICE

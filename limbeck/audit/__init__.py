@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from limbeck.audit import peers
 from limbeck.audit.labelled import Labelled, is_disputed
@@ -24,7 +24,7 @@ from limbeck.progress import progress
 from limbeck.recipe_file import read_yaml
 from limbeck.types import Problem, Trace, Verdict
 from limbeck.verifiers.agreement import agreement
-from limbeck.verifiers.judging import judge
+from limbeck.verifiers.judging import judge, mistake
 
 NUM_THREADS = 2
 Advance = Callable[..., None]
@@ -66,12 +66,20 @@ def judged(data: Path, engine: str, sets: list[str]) -> Iterator[str]:
 
     `engine` is written as in a recipe: a name, or `{name: openai, model: …}`.
     """
-    connected = Kind("engine", "limbeck.engines", "connect").parse(read_yaml(engine, "judge")[0])()
+    connected = _engine(engine)
     sampling = JudgeConfig().sampling_of_judge()
     for found in choose(data, sets):
         rows = [(replace(p, verifier="judge"), t, label) for p, t, label in found.read(data)]
         ask = partial(ask_directly, connected, sampling=sampling)
         yield f"{found.name}: {agreement(rows, NUM_THREADS, ask)}"
+
+
+def _engine(written: str) -> Any:
+    try:
+        plugin = Kind("engine", "limbeck.engines", "connect").parse(read_yaml(written, "judge")[0])
+    except ValueError as error:
+        raise UserError("judge", *mistake(error)) from None
+    return plugin()
 
 
 def _asked(found: LabelledSet) -> list[str]:

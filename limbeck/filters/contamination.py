@@ -8,17 +8,17 @@ table, so that each hit can be told by the problem that was hit.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from limbeck import progress, tables
 from limbeck.config import ProblemsPath
 from limbeck.filters.words import Hashed, runs, slices, wholes, words
 
-COMMON = 10  # evaluation questions that share a run of words: it is of their prompt, not of them
+COMMON = 5  # evaluation questions that share a run of words: it is of their prompt, not of them
 SIEVE_BITS = 22
 NUM_TOLD = 5
 
@@ -26,7 +26,7 @@ NUM_TOLD = 5
 def decontaminated(
     batches: Iterable[pa.RecordBatch],
     *,
-    problems: list[ProblemsPath],
+    problems: Annotated[list[ProblemsPath], Field(min_length=1)],
     n: PositiveInt = 10,
     of: Literal["question", "text", "both"] = "both",
 ) -> Iterator[list[str | None]]:

@@ -12,6 +12,7 @@ from limbeck.filters.language import words_by_language
 from limbeck.types import Trace, Verdict
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Language = Annotated[str, Field(pattern="^[a-z]{2,3}$")]
 
 PERIOD_CHARS = 4000  # of the longest piece whose repetition is looked for,
 LOOK_EVERY_CHARS = 500  # from the end of a text to its beginning
@@ -19,12 +20,12 @@ LOOK_EVERY_CHARS = 500  # from the end of a text to its beginning
 
 def correct(trace: Trace, verdict: Verdict) -> str | None:
     """Keeps what was judged correct; the word is the verdict's own reason."""
-    return None if verdict.correct else verdict.reason
+    return None if verdict.correct else verdict.reason or "wrong"
 
 
 def finished(trace: Trace, verdict: Verdict) -> str | None:
-    """Keeps what its author ended himself."""
-    return {"stop": None, "length": "truncated", "error": "error"}[trace.finish]
+    """Keeps what its author ended himself; an end of another name, elsewhere, is an error."""
+    return {"stop": None, "length": "truncated"}.get(trace.finish, "error")
 
 
 def well_formed(trace: Trace, verdict: Verdict) -> str | None:
@@ -106,7 +107,7 @@ def length(
 
 
 def one_language(
-    trace: Trace, verdict: Verdict, *, min_share: Share = 0.9, language: str | None = None
+    trace: Trace, verdict: Verdict, *, min_share: Share = 0.9, language: Language | None = None
 ) -> str | None:
     """Keeps what thinks in one language: words of the target language / words >= `min_share`.
 

@@ -23,6 +23,7 @@ LETTER, DIGIT, SIGN, IDEOGRAPH = 1, 2, 3, 4
 SIGNS = b"+-*/=<>^%"
 ODD = np.uint64(0x9E3779B97F4A7C15)
 FOREIGN_SIGN = re.compile(r"[^\w\x00-\x7f]")
+LAST_IDEOGRAPH = re.compile("([\u3000-\u9fff])(?![\u3000-\u9fff])")
 # What only says how a formula looks. `left` and `text` go as words of a text, too: from all alike.
 LOOKS = [
     *("quad", "qquad", "left", "right", "displaystyle", "limits", "boxed"),
@@ -110,7 +111,8 @@ def _folded(letters: bytes, ends: np.ndarray) -> tuple[bytes, np.ndarray]:
 
 def _fold(piece: bytes) -> bytes:
     text = unicodedata.normalize("NFKC", piece.decode()).lower()
-    return FOREIGN_SIGN.sub(" ", text).encode()
+    text = FOREIGN_SIGN.sub(" ", text)
+    return LAST_IDEOGRAPH.sub(r"\1 ", text).encode()  # or it would take letters behind it along
 
 
 _fold_short = functools.lru_cache(maxsize=65_536)(_fold)

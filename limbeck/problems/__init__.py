@@ -46,6 +46,11 @@ def source_name(place: str) -> str:
     return Path(place).name if Path(place).exists() else place
 
 
+def is_text(text: str) -> bool:
+    """Whether it can be written down: JSON may hold halves of characters, UTF-8 not."""
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def collision_key(problem: Problem) -> str:
     """Two problems with the same key must not be on both sides of a split.
 

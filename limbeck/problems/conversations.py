@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from limbeck.chat import split_think
 from limbeck.errors import UserError
+from limbeck.problems import is_text
 
 ROLES = {
     "system": "system",
@@ -23,13 +25,15 @@ class Turns:
     """Which columns hold what is said: whole conversations in `messages`, or one turn each.
 
     A turn of `messages` has `role` and `content`, or `from` and `value`. `context` stands behind
-    the question, where it is not empty (Alpaca: `input`).
+    the question, where it is not empty (Alpaca: `input`). `fill` says what stands in the place of
+    which words of the texts.
     """
 
     messages: str | None
     question: str
     context: str | None
     answer: str
+    fill: Mapping[str, str] = field(default_factory=dict)
 
 
 def conversation(row: Mapping[str, Any], where: str, columns: Turns) -> list[dict[str, str]] | str:
@@ -38,7 +42,10 @@ def conversation(row: Mapping[str, Any], where: str, columns: Turns) -> list[dic
     UserError at `where` if it does not have the columns.
     """
     turns = _whole(row, where, columns.messages) if columns.messages else _pair(row, where, columns)
+    turns = [(role, _filled(text, columns.fill)) for role, text in turns]
     turns = [turn for turn in turns if turn != ("system", "")]
+    if not all(is_text(text) for _, text in turns):
+        return "half a character"
     if not all(role in ROLES.values() for role, _ in turns):
         return "unknown role"
     role, text = turns[-1] if turns else ("", "")
@@ -64,9 +71,22 @@ def _turn(turn: Any) -> tuple[str, str]:
 
 def _pair(row: Mapping[str, Any], where: str, columns: Turns) -> list[tuple[str, str]]:
     asked = [column for column in (columns.question, columns.context) if column]
-    parts = [str(cell_of(row, where, column) or "").strip() for column in asked]
-    answer = str(cell_of(row, where, columns.answer) or "").strip()
+    parts = [_written(cell_of(row, where, column)) for column in asked]
+    answer = _written(cell_of(row, where, columns.answer))
     return [("user", "\n\n".join(part for part in parts if part)), ("assistant", answer)]
+
+
+def _written(cell: Any) -> str:
+    """A cell as text; a 0 is one, too."""
+    return "" if cell is None else str(cell).strip()
+
+
+def _filled(text: str, fill: Mapping[str, str]) -> str:
+    """In one go, longer words first: what was put in is not looked at again."""
+    if not fill:
+        return text
+    words = sorted(fill, key=len, reverse=True)
+    return re.sub("|".join(map(re.escape, words)), lambda found: fill[found[0]], text)
 
 
 def cell_of(row: Mapping[str, Any], where: str, column: str) -> Any:

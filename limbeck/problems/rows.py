@@ -10,7 +10,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from limbeck.errors import UserError
-from limbeck.problems import make_problem
+from limbeck.problems import is_text, make_problem
 from limbeck.problems.programs import reference_of, tests_of
 from limbeck.types import Problem
 
@@ -127,7 +127,10 @@ def _letter(answer: Any, texts: list[str], labels: list[str], where: str) -> str
 
 
 def _text(row: Mapping[str, Any], column: str, where: str) -> str:
-    return str(_cell(row, column, where)).strip()
+    text = str(_cell(row, column, where)).strip()
+    if not is_text(text):
+        raise UserError(where, f"half a character in {column!r}", "mend it, or drop the row")
+    return text
 
 
 def _cell(row: Mapping[str, Any], column: str, where: str) -> Any:

@@ -6,18 +6,18 @@ next one sees of it, and text is never in memory for longer.
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import model_validator
 
 from limbeck import card, tables, windows
 from limbeck.chat import split_think
@@ -31,6 +31,7 @@ from limbeck.config import (
     written,
 )
 from limbeck.errors import UserError
+from limbeck.filters.answers import Reasons, answered, checked, looks_at
 from limbeck.folder import StageFolder
 from limbeck.plugins import FilterChoice
 from limbeck.types import Problem, Trace
@@ -38,7 +39,7 @@ from limbeck.windows import Window
 
 WRITES = {"dataset": "dataset", "decisions": "decisions"}
 EXTENDS = True
-Reasons = list[str | None]
+USES = ("limbeck.filters",)
 
 
 class Config(StageConfig):
@@ -55,6 +56,12 @@ class Config(StageConfig):
     weights: Literal["equal", "by_difficulty"] = "equal"
     """`by_difficulty` weighs a row by the share of its problem's judged samples that are not
     correct, taken as half a sample where all are; the mean over the data set is 1."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for rule in self.keep:
+            looks_at(rule)
+        return self
 
 
 @dataclass
@@ -115,7 +122,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
                     tables.write_part(rows_at, _rows(kept, config.thinking, weights))
                 domains = (window.problems[trace.problem_id].domain for trace in window.traces)
                 counts.ends.update(zip(domains, decided.dropped, strict=True))
-                licences |= _licences(kept)
+                card.add_licences(licences, sorted(_licences(kept)))
                 advance(len(window.traces))
         told = ", ".join(f"{n:,} {reason}" for reason, n in counts.dropped.items())
         if not counts.kept:
@@ -153,35 +160,30 @@ def decide(
 
 
 def _filtered(rule: Plugin, decided: Iterator[Decided], counts: Counter[str]) -> Iterator[Decided]:
-    """One filter's turn. It is given a window when it asks, and answers when it likes."""
-    waiting = deque[Decided]()
+    """One filter's turn: it sees what is left of each window."""
 
-    def left() -> Iterator[Window]:
-        for each in decided:
-            waiting.append(each)
-            yield each.left()
+    def ask(left: Iterator[Window]) -> Iterable[Any]:
+        return _reasons(rule, left)
 
-    for reasons in _reasons(rule, left()):
-        each = waiting.popleft()
+    asked = ((each, left, len(left.traces)) for each in decided for left in [each.left()])
+    for each, reasons in answered(rule, ask, asked):
         each.drop(reasons)
         counts.update(reason for reason in reasons if reason)
         yield each
-    if waiting or next(decided, None) is not None:
-        raise UserError(f"filter {rule.name}", "left a batch unanswered", "yield a list for each")
 
 
-def _reasons(rule: Plugin, left: Iterator[Window]) -> Iterator[Reasons]:
-    """What a filter says of each window; its first parameter's name tells what it looks at."""
-    looks_at = next(iter(inspect.signature(rule.function).parameters))
-    if looks_at == "batches":
-        yield from rule(map(_batch, left))
+def _reasons(rule: Plugin, left: Iterator[Window]) -> Iterator[Any]:
+    """What a filter says of each window."""
+    kind = looks_at(rule)
+    if kind == "batches":
+        yield from rule(map(_batch, left)) or ()
         return
     for window in left:
         pairs = zip(window.traces, window.verdicts, strict=True)
-        if looks_at == "traces":
+        if kind == "traces":
             groups = [list(group) for _, group in groupby(pairs, lambda pair: pair[0].problem_id)]
-            said = [rule([t for t, _ in group], [v for _, v in group]) for group in groups]
-            yield [reason for reasons in said for reason in reasons]
+            said = [(rule([t for t, _ in group], [v for _, v in group]), group) for group in groups]
+            yield [word for words, group in said for word in checked(rule, words, len(group))]
         else:
             yield [rule(trace, verdict) for trace, verdict in pairs]
 
@@ -227,16 +229,20 @@ def _rows(kept: Window, thinking: str, weights: dict[str, float]) -> pa.Table:
 
 
 def _row(problem: Problem, trace: Trace, thinking: str) -> dict[str, Any]:
-    text = trace.text if thinking == "keep" else split_think(trace.text).answer or ""
+    text = trace.text if thinking == "keep" else (split_think(trace.text).answer or "").strip()
     asked = [{"role": m.role, "content": m.content} for m in problem.messages]
     return {
         "id": trace.id,
         "problem_id": problem.id,
         "messages": [*asked, {"role": "assistant", "content": text}],
         "domain": problem.domain,
-        "source": str(problem.meta.get("source", "")),
+        "source": _source(problem),
         "teacher": trace.model,
     }
+
+
+def _source(problem: Problem) -> str:
+    return str(problem.meta.get("source") or "")
 
 
 def _write_weighed(waiting: Path, dataset: Path) -> None:
@@ -284,10 +290,11 @@ def _by_domain(ends: Counter[tuple[str, str | None]]) -> dict[str, dict[str, Any
     return found
 
 
-def _licences(kept: Window) -> dict[str, str]:
-    """source -> licence of the problems, where both are known."""
-    metas = (kept.problems[trace.problem_id].meta for trace in kept.traces)
-    return {m["source"]: str(m["licence"]) for m in metas if m.get("source") and m.get("licence")}
+def _licences(kept: Window) -> set[tuple[str, str]]:
+    """(source, licence) of the problems, where both are known."""
+    problems = (kept.problems[trace.problem_id] for trace in kept.traces)
+    told = ((_source(problem), str(problem.meta.get("licence") or "")) for problem in problems)
+    return {(source, licence) for source, licence in told if source and licence}
 
 
 def _lineage(config: Config, out: StageFolder) -> list[str]:

@@ -7,16 +7,15 @@ is none before those to trivial questions.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from heapq import heappush, heappushpop
-from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from limbeck import card, store, tables
 from limbeck.chat import CLOSE, OPEN, split_think
@@ -24,6 +23,7 @@ from limbeck.config import Extent, Plugin, written
 from limbeck.engines.sampling import SamplingConfig, requests_for, write_missing
 from limbeck.engines.thinking import FAILED, PROMPT, asked, thought, unreadable
 from limbeck.errors import UserError
+from limbeck.filters.answers import answered, looks_at
 from limbeck.folder import StageFolder
 from limbeck.plugins import EngineChoice, FilterChoice, Kind
 from limbeck.problems import source_name
@@ -33,6 +33,7 @@ from limbeck.types import Generator, Message, Problem, Trace
 WRITES = {"dataset": "dataset", "traces": "traces"}
 RESUMES = True
 EXTENDS = True  # rows are drawn by their hash: a larger `num` has those of the smaller one
+USES = ("limbeck.filters",)
 SCRATCH = ("drawn",)
 ROWS_PER_PART = 4096
 ROWS_FILTERED = 1024  # at a time
@@ -57,7 +58,7 @@ class Config(SamplingConfig):
     """A column that stands behind the question, where it is not empty (Alpaca: `input`)."""
     answer: str = "answer"
     """The column that answers."""
-    fill: dict[str, str] = {}
+    fill: dict[Annotated[str, Field(min_length=1)], str] = {}
     """Words of the texts and what stands in their place: `{"{name}": Ada}` for self-cognition."""
     domain: str = "general"
     """The domain of every row."""
@@ -82,7 +83,7 @@ class Config(SamplingConfig):
         if "{question}" not in self.prompt or "{answer}" not in self.prompt:
             raise ValueError("the prompt lacks {question} or {answer}; write both into it")
         for rule in self.keep:
-            if next(iter(signature(rule.function).parameters)) != "batches":
+            if looks_at(rule) != "batches":
                 what = f"{rule.name} is a filter of traces, and here is none"
                 raise ValueError(f"{what}; keep filters of everything, like decontaminated")
         return self
@@ -132,16 +133,13 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
 
 def _read(config: Config, out: StageFolder, refused: Counter[str]) -> Iterator[Row]:
     """The rows that say something; the others are counted by reason."""
-    columns = Turns(config.messages, config.question, config.context, config.answer)
+    columns = Turns(config.messages, config.question, config.context, config.answer, config.fill)
     source = _source(config)
     for where, row in config.source():
         messages = conversation(row, where, columns)
         if isinstance(messages, str):
             refused[messages] += 1
             continue
-        for turn in messages:
-            for word, put in config.fill.items():
-                turn["content"] = turn["content"].replace(word, put)
         problem_id = store.digest(messages)[:16]
         column = config.domain_column
         yield {
@@ -207,8 +205,7 @@ def _chosen(drawn: Path, keys: set[int], seed: int) -> Iterator[Row]:
 def _write(rows: Iterable[Row], folder: Path) -> int:
     """Writes rows in parts as they come; how many there were."""
     num = 0
-    rows = iter(rows)
-    while part := list(islice(rows, ROWS_PER_PART)):
+    for part in _parts(rows, ROWS_PER_PART):
         tables.write_part(folder, tables.to_table("dataset", part))
         num += len(part)
     return num
@@ -263,20 +260,29 @@ def _finished(
 
 
 def _filtered(rows: Iterator[Row], rule: Plugin, refused: Counter[str]) -> Iterator[Row]:
-    """The rows that a filter of everything keeps; it may look some batches ahead."""
-    waiting: deque[list[Row]] = deque()
+    """The rows that a filter of everything keeps."""
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        while part := list(islice(rows, ROWS_FILTERED)):
-            waiting.append(part)
-            yield pa.RecordBatch.from_pylist([_seen(row) for row in part])
+    def ask(batches: Iterator[pa.RecordBatch]) -> Iterable[Any]:
+        return rule(batches) or ()
 
-    for reasons in rule(batches()):
-        for row, reason in zip(waiting.popleft(), reasons, strict=True):
+    asked = ((part, _batch(part), len(part)) for part in _parts(rows, ROWS_FILTERED))
+    for part, reasons in answered(rule, ask, asked):
+        for row, reason in zip(part, reasons, strict=True):
             if reason is None:
                 yield row
             else:
                 refused[reason] += 1
+
+
+def _parts(rows: Iterable[Row], num: int) -> Iterator[list[Row]]:
+    """The rows, so many at a time."""
+    rows = iter(rows)
+    while part := list(islice(rows, num)):
+        yield part
+
+
+def _batch(part: list[Row]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([_seen(row) for row in part])
 
 
 def _seen(row: Row) -> dict[str, str]:

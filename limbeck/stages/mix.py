@@ -38,11 +38,12 @@ Array = np.ndarray[Any, Any]
 class Config(StageConfig):
     parts: dict[str, DatasetPath]
     """The data sets by domain: what each is called here becomes the domain of its rows. A row that
-    is in several belongs to the first."""
+    is in several belongs to the first: by its id, in a table that Limbeck did not write by what it
+    says."""
     num: dict[str, PositiveInt] = {}
     """How many rows of a part at most, drawn by a hash of seed and row id, so that a larger cap has
     the rows of a smaller one; all of a part that is not named."""
-    weight: dict[str, Annotated[float, Field(gt=0)]] = {}
+    weight: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = {}
     """What the weights of a part's rows are multiplied by; 1 if it is not named."""
     seed: int = 0
     """Another one draws other rows and gives another order."""
@@ -210,24 +211,43 @@ def _rows(path: Path) -> Iterator[pa.RecordBatch]:
     if _is_ours(path):
         yield from tables.iter_batches(path, SCHEMA.names, rows=ROWS_READ, again=True)
         return
+    number = 0
     for batch in tables.iter_batches(path, rows=ROWS_READ):
-        rows = [{**_completed(row["messages"], path), **row} for row in batch.to_pylist()]
+        rows = [_completed(row, path, number + i) for i, row in enumerate(batch.to_pylist())]
+        number += len(rows)
         yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
 
 
 def _is_ours(path: Path) -> bool:
-    files = tables.parts(path)
-    return bool(files) and pq.read_schema(files[0]).equals(SCHEMA)
+    single = [path] if path.suffix == ".parquet" else []
+    files = tables.parts(path) if path.is_dir() else single
+    return bool(files) and all(pq.read_schema(file).equals(SCHEMA) for file in files)
 
 
-def _completed(messages: Any, path: Path) -> dict[str, Any]:
-    """What a row is said to be where its table does not say it."""
+def _completed(row: dict[str, Any], path: Path, number: int) -> dict[str, Any]:
+    """A row of somebody's in our schema.
+
+    It is named by what it says: another table may use the same ids. UserError if it is no lesson.
+    """
+    try:
+        messages = [{"role": str(m["role"]), "content": m["content"]} for m in row["messages"]]
+        is_lesson = len(messages) > 1 and messages[-1]["role"] == "assistant"
+        if not is_lesson or not all(isinstance(m["content"], str) for m in messages):
+            raise ValueError("it does not end with an assistant's message, or one is no text")
+        weight = float(1.0 if row.get("weight") is None else row["weight"])
+        if not 0 < weight < 1e6:
+            raise ValueError(f"its weight is {weight:g}")
+        id, problem_id = store.digest(messages)[:24], store.digest(messages[:-1])[:16]
+    except (TypeError, ValueError, KeyError) as error:
+        what = f"row {number} is no row of a data set ({error})"
+        raise UserError(str(path), what, "mend it, or drop it") from error
     return {
-        "id": store.digest(messages)[:24],
-        "problem_id": store.digest(messages[:-1])[:16],
-        "source": source_name(str(path)),
-        "teacher": "",
-        "weight": 1.0,
+        "id": id,
+        "problem_id": problem_id,
+        "messages": messages,
+        "source": str(row.get("source") or source_name(str(path))),
+        "teacher": str(row.get("teacher") or ""),
+        "weight": weight,
     }
 
 
@@ -256,9 +276,7 @@ def _licences(parts: Sequence[Part]) -> dict[str, str]:
     """What the cards of the parts say of their sources; all of it, where they differ."""
     licences: dict[str, str] = {}
     for part in parts:
-        for source, licence in card.read_licences(part.path).items():
-            known = licences.get(source)
-            licences[source] = licence if known in (None, licence) else f"{known}, {licence}"
+        card.add_licences(licences, card.read_licences(part.path).items())
     return licences
 
 

@@ -21,8 +21,10 @@ AnswerIn = Literal["after_thinking", "anywhere"]
 BOX = re.compile(  # `\boxed{…}`, `\boxed 5`, `\boxed B`; the mere word \boxed opens none
     r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:\{|([+-]?\d+(?:[.,/]\d+)*%?|[A-Z](?![A-Za-z])))"
 )
-BESIDE = re.compile(  # what stands between boxes that are one answer
-    r"(?:[^\w\\]|\\(?:[^A-Za-z]|q?quad\b|text\s*\{\s*(?:and|or)\s*\})|(?:and|or)\b)*"
+BESIDE = re.compile(  # what stands between boxes that are one answer: no word, and a link
+    r"(?=.*?(?:[,;&，、；]|\b(?:and|or)\b))"
+    r"(?:[^\w\\]|\\(?:[^A-Za-z]|q?quad\b|text\s*\{\s*(?:and|or)\s*\})|(?:and|or)\b)*",
+    re.DOTALL,
 )
 BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 FIGURES = re.compile("([⁺⁻⁰¹²³⁴-⁹]+)|([₀-₋]+)|([¼-¾⅐-⅞↉])|([①-⒛])")
@@ -32,6 +34,7 @@ HIDDEN = re.compile(  # Unicode's Default_Ignorable_Code_Point, but for the invi
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
 )
 OPERATORS = re.compile("[\u2061-\u2064]")  # between 2 and 3 an invisible times, plus or comma
+OPENED, CLOSED = "<answer>", "</answer>"
 MAX_APART = 200  # letters between two boxes that are one answer
 MAX_BOXES = 8  # looked at from the end; a text that loops may open thousands
 MAX_LETTERS = 1 << 14  # of a short answer; NFKC takes quadratic time over piled-up accents
@@ -43,7 +46,8 @@ def answer_text(
     """(what follows the last `</think>`, None), or (None, why there is nothing).
 
     Nothing before counts, so that a number met on the way is never taken for the answer; unless
-    it may stand `anywhere`.
+    it may stand `anywhere`. Of a text that ends with `<answer>…</answer>`, as R1-Zero writes, what
+    stands between these counts.
     """
     if trace.finish == "error":
         return None, "error"
@@ -52,7 +56,15 @@ def answer_text(
     answer = trace.text if answer_in == "anywhere" else split_think(trace.text).answer
     if answer is None:
         return None, "truncated"
+    answer = _between_tags(answer)
     return (answer, None) if without_hidden(answer).strip() else (None, "unparsed")
+
+
+def _between_tags(answer: str) -> str:
+    ended = answer.rstrip()
+    if not ended.endswith(CLOSED) or OPENED not in ended:
+        return answer
+    return ended.removesuffix(CLOSED).rpartition(OPENED)[2]
 
 
 def final_answer(
@@ -72,8 +84,8 @@ def last_boxed(text: str) -> str | None:
     """What the last `\\boxed{…}`, `\\fbox{…}` or `\\boxed 5` holds; None without one.
 
     It is empty where the last never closes: no earlier box stands for a word that was not finished.
-    What stands around a box inside another belongs to the answer. Boxes side by side, with no word
-    but "and" or "or" between them, are one answer: `1, 2`.
+    What stands around a box inside another belongs to the answer. Boxes that are strung together,
+    by a comma, "and" or "or" and no other word, are one answer: `1, 2`.
     """
     boxes = [_box(text, mark) for mark in deque(BOX.finditer(text), maxlen=MAX_BOXES)]
     if not boxes:

@@ -20,6 +20,7 @@ from limbeck.verifiers.sandbox.shapes import read_tests
 from limbeck.verifiers.sandbox.trials import Task, judge
 
 FENCE = "```"
+MAX_TOLD = 200  # letters of what a sandbox says: a program may have written them
 PYTHON = {"python", "python3", "py"}
 
 
@@ -64,7 +65,7 @@ def verify(
     except Trouble as error:
         reason, told = "error", f"sandbox: {error}"
     correct = None if reason in ("bad_gold", "error") else reason == "correct"
-    return Verdict(trace.id, correct, told or program, reason)
+    return Verdict(trace.id, correct, told[:MAX_TOLD] if told else program, reason)
 
 
 def extract_program(answer: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
@@ -36,13 +37,19 @@ def verifier_of(problem: Problem) -> Plugin:
     """The verifier that a problem names; UserError where there is none of that name or knobs."""
     try:
         return _verifier(json.dumps(problem.verifier, sort_keys=True))
-    except PydanticCustomError as error:
-        mistakes = (error.context or {})["mistakes"]
-        what = ", ".join(f"{'.'.join(map(str, key))}: {mistake}" for key, mistake in mistakes)
     except ValueError as error:
-        what = str(error)
-    what, _, way_out = what.rpartition("; ")
+        what, way_out = mistake(error)
     raise UserError(f"problem {problem.id}", f"verifier {problem.verifier!r}: {what}", way_out)
+
+
+def mistake(error: ValueError) -> tuple[str, str]:
+    """(what is wrong, the way out) where a plug-in could not be read."""
+    what = str(error)
+    if isinstance(error, PydanticCustomError):
+        mistakes = (error.context or {})["mistakes"]
+        what = ", ".join(f"{'.'.join(map(str, key))}: {told}" for key, told in mistakes)
+    what, _, way_out = what.rpartition("; ")
+    return what, way_out
 
 
 @functools.cache
@@ -86,13 +93,19 @@ def begin(pairs: Pairs, threads: int | Literal["auto"], advance: Advance = no_on
     begun: list[Begun] = []
     slices = [pairs[start : start + SLICE] for start in range(0, len(pairs), SLICE)]
     pool = ThreadPoolExecutor(os.cpu_count() if threads == "auto" else threads)
+    stopped = threading.Event()
     try:
-        for items in pool.map(lambda some: [_begin(*pair) for pair in some], slices):
+        for items in pool.map(lambda some: _begin_all(some, stopped), slices):
             begun += items
             advance(sum(isinstance(item, Verdict) for item in items))
     finally:  # Ctrl-C, say: whoever waits has no more use for the rest
+        stopped.set()
         pool.shutdown(cancel_futures=True)
     return begun
+
+
+def _begin_all(pairs: Pairs, stopped: threading.Event) -> list[Begun]:
+    return [_begin(*pair) for pair in pairs if not stopped.is_set()]
 
 
 def _begin(problem: Problem, trace: Trace) -> Begun:

@@ -65,7 +65,7 @@ _PART = re.compile(  # what stands before a number that is only a part of someth
         | \d\ (?:x|over|times|plus|minus)\                                 # 2 x 3, 2 plus 3
         | [A-Za-z\d)\]}^][({\[]\ ?[+-]?                                    # f(2), (2)(3)
         | (?:(?<![A-Za-z])[A-Za-z]|[)\]}])(?:-|\ -\ )                      # x - 3
-    | (?<![A-Za-z])(?:or|between\ \S{1,9}\ and)\ -?                    # 2 or 3
+    | (?:(?<![A-Za-z])(?:or|[Nn]ot|between\ \S{1,9}\ and)|n't)\ -?        # 2 or 3, not 3
     )\Z""",
     re.VERBOSE,
 )

@@ -44,8 +44,11 @@ MADE_OF = {  # what an answer must be made of, or its family's scorer does not s
     "string_insertion": r"[A-E]+",
     # And these read so loosely that something else would pass, too:
     "complex_arithmetic": r"[-+0-9.ijIJ()\s]+",
+    "kakurasu": r"[01\s]+",
     "knights_knaves": rf"{WHO}(?:(?:,? and |, ){WHO})*\.?",
     "quantum_lock": r"[A-Ca-c→>,\s-]+",
+    "sokoban": r"[DLRU,\s]+",
+    "survo": r"[-0-9\s]+",
     "time_intervals": rf"-?[0-9]+(?: days?)?(?:, ?{TIME})?|-?{TIME}",
 }
 EVALUATED_TOO = {  # what else of a problem some of them evaluate: it may come from anywhere

@@ -174,6 +174,18 @@ def _pool(function: str) -> Pool:
         return _pools.setdefault(function, Pool(function))
 
 
+def _start_anew() -> None:
+    """For a forked child, which has none of the threads that carry questions to the workers."""
+    global _lock
+    _lock = threading.Lock()
+    _pools.clear()
+    _alive.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
+
+
 @atexit.register
 def _kill_all() -> None:
     for worker in list(_alive):

@@ -20,6 +20,7 @@ HELD = (
     "A train of length $120$ meters passes a pole in 8 seconds; how fast is it in km per hour?",
     "Compute $\\sqrt{2x+3}$ for $x = 11$.",  # 7 words
     "What is $2+3$?",  # 4 words
+    "如图，在三角形ABC中，AB=3，BC=4，求AC的长",
 )
 PLAIN = "Fred has twelve red apples and gives a third of them to each of his two younger sisters."
 
@@ -59,6 +60,7 @@ def said(questions, texts, **knobs):
         "Please solve. " + HELD[1] + " Put it in a box.",
         HELD[2],
         "what is 2+3",
+        "如图, 在三角形 $ABC$ 中, $AB=3$, $BC=4$, 求 $AC$ 的长",
     ],
 )
 def test_questions_that_were_seen(held, question):
@@ -110,6 +112,16 @@ def test_a_prompt_that_all_share_contaminates_nobody(tmp_path):
     held = table(tmp_path / "held", [prompt.format(question) for question in [*asked, HELD[0]]])
     mine = [prompt.format(PLAIN), prompt.format(asked[7]), asked[7], HELD[0]]
     assert said(mine, [""] * 4, problems=[held]) == [False, True, True, True]
+
+
+def test_a_turn_of_phrase_that_several_share_contaminates_nobody(tmp_path):
+    end = (
+        "The result is $m/n$, where $m$ and $n$ are relatively prime positive integers. Find $m+n$."
+    )
+    asked = ["A die is cast twice.", "Two circles touch.", "Let $x$ be real.", "A cube is cut."]
+    held = table(tmp_path / "held", [f"{start} {end}" for start in [*asked, "A coin is bent."]])
+    mine = [f"{start} {end}" for start in ["Six towns lie on a ring.", *asked]]
+    assert said(mine, [""] * 5, problems=[held]) == [False, True, True, True, True]
 
 
 # -- real questions -----------------------------------------------------------------------------

@@ -68,6 +68,7 @@ def edited(text, num_words, rng):
         ("\\left( a \\right)", "(a)"),
         ("don’t stop…", "don't stop"),
         ("我们 来看", "我们来看。"),
+        ("函数f(x)在三角形ABC中", "函数 $f(x)$ 在三角形 $ABC$ 中"),
     ],
 )
 def test_what_reads_the_same_has_the_same_words(one, other):

@@ -30,12 +30,14 @@ def test_correct_gives_the_verdicts_reason():
     assert filters.correct(trace(), RIGHT) is None
     assert filters.correct(trace(), WRONG) == "wrong"
     assert filters.correct(trace(), LATE) == "timeout"
+    assert filters.correct(trace(), Verdict("t", False, None, None)) == "wrong"  # of a stranger
 
 
 def test_finished():
     assert filters.finished(trace(), RIGHT) is None
     assert filters.finished(trace(finish="length"), RIGHT) == "truncated"
     assert filters.finished(trace(finish="error"), RIGHT) == "error"
+    assert filters.finished(trace(finish="tool_calls"), RIGHT) == "error"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pyarrow as pa
 import pytest
@@ -50,6 +50,37 @@ def silent(batches: Iterable[pa.RecordBatch]) -> Iterator[list[str | None]]:
     yield from []
 
 
+def hasty(batches: Iterable[pa.RecordBatch]) -> Iterator[list[str | None]]:
+    """Answers before it has read."""
+    yield [None]
+    for batch in batches:
+        yield [None] * batch.num_rows
+
+
+def forgetful(batches: Iterable[pa.RecordBatch]) -> None:
+    """Returns where it should yield."""
+
+
+def wordless(trace: Trace, verdict: Verdict) -> str | None:
+    return ""
+
+
+def doubtful(trace: Trace, verdict: Verdict) -> bool:
+    return False
+
+
+def one_short(traces, verdicts) -> list[str | None]:
+    return [None] * (len(traces) - 1)
+
+
+def in_one_word(traces, verdicts) -> str:
+    return "x" * len(traces)
+
+
+def of_rows(rows) -> None:
+    """Its first parameter tells no kind."""
+
+
 HERE = "tests.stages.test_curate"
 KEEP = ["correct", f"{HERE}:short", f"{HERE}:second_half", f"{HERE}:new", f"{HERE}:greedy_reader"]
 
@@ -72,7 +103,7 @@ def sampled(num_problems=40, num_samples=6, seed=0):
     for problem in problems:
         for index in range(rng.randrange(num_samples + 1)):
             name = f"{problem.id}-{index}"
-            text = f"<think>{'so ' * rng.randrange(20)}</think>{rng.randrange(30)}"
+            text = f"<think>{'so ' * rng.randrange(20)}</think>\n\n{rng.randrange(30)}"
             traces.append(Trace(name, problem.id, index, text, "stop", "teacher", 1, 2))
             reason = rng.choice(["correct", "correct", "wrong", "timeout"])
             correct = {"correct": True, "wrong": False, "timeout": None}[reason]
@@ -184,7 +215,7 @@ def test_rows_are_conversations(tmp_path):
     for row, bare in zip(whole, answers, strict=True):
         assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
         assert row["messages"][-1]["content"] == texts[row["id"]]
-        assert bare["messages"][-1]["content"] == split_think(texts[row["id"]]).answer
+        assert bare["messages"][-1]["content"] == split_think(texts[row["id"]]).answer.strip()
         assert row["weight"] == 1 and row["teacher"] == "teacher"
     sources = {row["source"] for row in whole}
     assert sources == {"set 0", "set 1", "set 2", ""}
@@ -226,9 +257,65 @@ def test_mistakes(tmp_path):
     paths = write(tmp_path / "all", problems, traces, verdicts)
     with pytest.raises(UserError, match=r"dropped every trace .*\d+ long"):
         run(tmp_path / "all", paths, [{"name": f"{HERE}:short", "most": 1}])
-    with pytest.raises(UserError, match="left a batch unanswered"):
-        run(tmp_path / "all", paths, [f"{HERE}:silent"])
     assert not list((tmp_path / "all" / "out").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("silent", "left a batch unanswered"),
+        ("forgetful", "left a batch unanswered"),
+        ("hasty", "answers before it was asked"),
+        ("wordless", "gives '' as a word"),
+        ("doubtful", "gives False as a word"),
+        ("one_short", r"gives \d words for \d rows"),
+        ("in_one_word", "gives 'x+', which is no list"),
+    ],
+)
+def test_filters_that_answer_ill_are_named(tmp_path, name, what):
+    paths = write(tmp_path, *sampled(6))
+    with pytest.raises(UserError, match=f"filter {HERE}:{name}: {what}"):
+        run(tmp_path, paths, ["correct", f"{HERE}:{name}"])
+
+
+def test_a_filter_whose_kind_nobody_knows():
+    with pytest.raises(ValueError, match="looks at 'rows', which is no kind"):
+        curate.Config(problems="", traces="", verdicts="", keep=[f"{HERE}:of_rows"])
+
+
+def test_tables_of_strangers(tmp_path):
+    problems, traces, verdicts = sampled(6)
+    first = problems[0]
+    cases = [
+        ("traces", (problems, [replace(traces[0], text=None), *traces[1:]], verdicts),
+         "row p0-0 has no text"),
+        ("problems", ([replace(first, messages=first.messages[:1]), *problems[1:]], traces,
+                      verdicts), "problem p0 cannot be read .nothing is asked"),
+        ("problems", ([replace(first, meta=[1]), *problems[1:]], traces, verdicts),
+         "problem p0 cannot be read .its meta is no object"),
+        ("verdicts", (problems, traces, [*verdicts, replace(verdicts[0], correct=None)]),
+         "has two verdicts on trace p0-0"),
+    ]  # fmt: skip
+    for number, (table, rows, what) in enumerate(cases):
+        paths = write(tmp_path / str(number), *rows)
+        with pytest.raises(UserError, match=rf"{table}: {what}"):
+            run(tmp_path / str(number), paths, ["correct", f"{HERE}:new"])
+    plain = [replace(problem, domain=None, meta={"source": None}) for problem in problems]
+    paths = write(tmp_path / "plain", plain, traces, verdicts)
+    summary, _, rows = run(tmp_path / "plain", paths, ["correct"])
+    assert [*summary["by_domain"]] == [""]
+    assert {row["source"] for row in rows} == {""}
+
+
+def test_a_source_of_two_licences_has_both(tmp_path):
+    problems, traces, verdicts = sampled()
+    told = [
+        replace(problem, meta={"source": "set", "licence": ("MIT", "CC BY 4.0")[number % 2]})
+        for number, problem in enumerate(problems)
+    ]
+    run(tmp_path, write(tmp_path, told, traces, verdicts), ["correct"])
+    said = card.read_licences(tmp_path / "out" / "dataset")
+    assert {*said["set"].split(", ")} == {"MIT", "CC BY 4.0"}
 
 
 def test_windows_hold_whole_problems_and_bounded_texts(tmp_path):

@@ -183,6 +183,31 @@ def test_a_data_set_as_the_hub_has_it():
     assert [(r["messages"], r["domain"], r["source"]) for r in rows] == [(turns, "x", "set")]
 
 
+def test_numbers_are_answers_and_halves_of_characters_are_refused():
+    rows = [
+        {"question": "1 - 1?", "answer": 0},
+        {"question": "Broken \ud800?", "answer": "Yes."},
+        {"question": "Nothing?", "answer": None},
+    ]
+    Path("books.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary, (only,) = run()
+    assert last(only) == "0"
+    assert summary["refused"] == {"half a character": 1, "no answer": 1}
+
+
+def test_what_was_filled_in_is_not_filled_again():
+    rows = [
+        {"question": "Ada, meet Ada's Bob", "answer": "{who}"},
+        {"question": "?", "answer": "x"},
+    ]
+    Path("books.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary, (only,) = run(fill={"Ada": "Bob", "Bob": "Ada", "{who}": "", "x": "Ada"})
+    assert last(only) == "Ada"
+    assert summary["refused"] == {"no answer": 1}
+    _, (first, _) = run("again", fill={"Ada": "Bob", "Ada's Bob": "me", "Bob": "Ada"})
+    assert first["messages"][0]["content"] == "Bob, meet me"
+
+
 def test_a_source_without_anything_to_learn():
     Path("books.jsonl").write_text('{"question": "", "answer": "x"}\n')
     with pytest.raises(UserError, match=r"gave no rows \(1 no question\)"):
@@ -274,6 +299,17 @@ def test_filters_of_everything(monkeypatch):
     ]
 
 
+def deaf(batches):
+    for _ in batches:
+        return
+    yield
+
+
+def test_a_filter_that_stops_early_is_named():
+    with pytest.raises(UserError, match=f"filter {__name__}:deaf: left a batch unanswered"):
+        run(keep=[f"{__name__}:deaf"])
+
+
 def trace(text, finish="stop"):
     return Trace("t", "p", 0, text, finish, "m")
 
@@ -324,6 +360,8 @@ def test_a_question_may_speak_of_placeholders():
         ({"thinking": "written"}, "set both, or neither"),
         ({"engine": f"{__name__}:thinker"}, "set both, or neither"),
         ({"keep": ["correct"]}, "correct is a filter of traces"),
+        ({"keep": [{"name": "decontaminated", "problems": []}]}, "at least 1 item"),
+        ({"fill": {"": "x"}}, "at least 1 character"),
         ({"prompt": "{question}"}, r"lacks \{question\} or \{answer\}"),
         ({"source": {"name": "file", "path": "nowhere.jsonl"}}, "nowhere"),
         ({"source": {"name": "fil", "path": "books.jsonl"}}, "did you mean 'file'"),

@@ -9,7 +9,7 @@ import pytest
 
 import limbeck
 from limbeck import card, tables
-from limbeck.errors import UserErrors
+from limbeck.errors import UserError, UserErrors
 from limbeck.folder import StageFolder
 from limbeck.stages import mix
 
@@ -159,6 +159,44 @@ def test_a_table_of_messages_alone(tmp_path, parts):
     assert {r["source"] for r in found} == {"own.jsonl"}
     assert {r["weight"] for r in found} == {1.0}
     assert [m["content"] for m in found[0]["messages"]] in (["own 1?", "xx"], ["own 2?", "xxx"])
+
+
+def test_tables_of_strangers_whose_ids_are_the_same(tmp_path):
+    for name, ids in (("one", (0, 1, 1)), ("other", ("0", "1", "2")), ("third", (None, None, 2))):
+        lines = [
+            json.dumps({"id": id, "messages": row(name, i)["messages"], "teacher": None})
+            for i, id in enumerate(ids)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    given = {name: str(tmp_path / f"{name}.jsonl") for name in ("one", "other", "third")}
+    _, rows = mixed(tmp_path / "run/mix", parts=given)
+    assert len(rows) == len({r["id"] for r in rows}) == len({r["problem_id"] for r in rows}) == 9
+    assert {r["teacher"] for r in rows} == {""}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"messages": None},
+        {"messages": [{"role": "user", "content": "?"}]},
+        {"messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "x"}]},
+        {**row("a", 1), "weight": -1},
+        {"messages": [{"role": "user"}, {"role": "assistant"}]},
+    ],
+)
+def test_a_row_of_a_stranger_that_is_none(tmp_path, bad):
+    lines = [json.dumps(r) for r in (row("a", 0), bad)]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"own.jsonl: row 1 is no row of a data set"):
+        mixed(tmp_path / "run/mix", parts={"a": str(tmp_path / "own.jsonl")})
+
+
+def test_our_rows_in_one_file_keep_their_ids(tmp_path, parts):
+    table = tables.read_table(parts["code"])
+    pq.write_table(table, tmp_path / "code.parquet")
+    both = {"code": parts["code"], "again": str(tmp_path / "code.parquet")}
+    summary, _ = mixed(tmp_path / "run/mix", parts=both)
+    assert summary["dropped"]["in an earlier part, or twice"] == 100
 
 
 def test_mistakes_are_told_by_plan(tmp_path, parts):

@@ -36,10 +36,10 @@ The answer is (A). Wait, that is wrong. The answer is (B).|\text{The answer is }
 The answer is (A). Actually, it is (B).|The answer is (B). Options (A) and (C) are wrong.
 I think that the answer is B.|<think>The answer is C.</think>B|A is wrong, it seems.~So: Answer: B
 The answer is (B).~The answer is (B).|Final answer: \(\text{B}\)|The answer is:~~B|Answer: Ｂ
-It follows.~~B|B~~Because it is so.|[B]|The ans<200b>wer is B<200b>."""
+It follows.~~B|B~~Because it is so.|[B]|\boxed{A} \boxed{B}|The ans<200b>wer is B<200b>."""
 
 NONE = r"""
-A B C D|A, B|A and B|(A) or (B)|\boxed{A, B}|\boxed{A} \boxed{B}|\boxed{A} or \boxed{B}
+A B C D|A, B|A and B|(A) or (B)|\boxed{A, B}|\boxed{A}, \boxed{B}|\boxed{A} or \boxed{B}
 The answer is A or B.|The answer is (A), (B) and (C).|Answer: A B C D|Answer: A/B
 The answer is (A), but also (B).|The answer is (B), but maybe (A).
 The answer is (B). Or wait, perhaps C.|Answer: A~Answer: B|The answer is A. The answer is B.

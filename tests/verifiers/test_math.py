@@ -130,6 +130,24 @@ x<2 \text{ or } x>3 @ (3,\infty) \cup (-\infty,2)
 (n-2) 2^{n}+1 @ n2^n - 2^{n+1} + 1
 \approx 8.24 \text{ mph} @ 8.24
 9\text{ min} @ 9
+12 @ 12\text{ m}
+20 @ 20^\circ \text{C}
+20 @ 20^\circ C
+9.8 \mathrm{~m} / \mathrm{s}^{2} @ 9.8\text{ m/s}^2
+9.8 \mathrm{~kg} \cdot \mathrm{m}^{2} / \mathrm{s} @ 9.8
+12\frac12\% @ 12.5\%
+1 4/5 \% @ 1.8\%
+2.5 \text{ million} @ 2{,}500{,}000
+180^\circ-2\alpha @ 180-2\alpha
+\mathbb{R} @ (-\infty,\infty)
+\mathbb{R}\setminus\{2\} @ x \neq 2
+\begin{pmatrix} 1 \\[4pt] 2 \end{pmatrix} @ \begin{pmatrix}1\\2\end{pmatrix}
+{n \choose 2} @ \frac{n(n-1)}{2}
+6 @ \text{six}
+x_1=1, x_2=-3 @ x=1, x=-3
+f^{-1}(x)=\frac{x-1}{2} @ \frac{x-1}{2}
+\sqrt{ab} @ \sqrt{a}\sqrt{b}
+\lceil n/2 \rceil @ \lfloor \frac{n+1}{2} \rfloor
 \int_0^1 2x\,dx @ 1
 2 @ \sum_{k=0}^{1} 2k
 """
@@ -192,6 +210,25 @@ x>2 @ x<2
 12:00 @ 1:00
 7:32 @ 14:32
 52_8 @ 52_9
+p=2,q=3 @ p=3,q=2
+(x,y)=(1,2) @ (y,x)=(1,2)
+\lceil n/2 \rceil @ \lfloor n/2 \rfloor+1
+\lceil x \rceil @ \lfloor x \rfloor + 1
+\lceil \log_2 n \rceil @ \lfloor \log_2 n \rfloor + 1
+\lfloor x \rfloor @ x
+\sqrt{a^2b} @ a\sqrt{b}
+2 @ 2 \text{ thirds}
+2 @ \text{two thirds}
+5 @ 5 \text{ below zero}
+5 @ (i^2)!
+5 @ ½i²!
+5 @ 0^{\log_i 2}
+\mathbb{R} @ \mathbb{R}\setminus\{2\}
+\mathbb{R}\setminus\{2\} @ \mathbb{R}\setminus\{3\}
+2 \text{ million} @ 2 \text{ billion}
+12\text{ m} @ 12\text{ g}
+12 @ 12m
+\sin 30^\circ @ \sin 30
 1 2 @ 12
 1\,2 @ 12
 100 200 @ 100200

@@ -128,6 +128,31 @@ def test_an_interrupted_worker_answers_no_old_question(monkeypatch):
     assert workers.ask(f"{HERE}:same", 3, SECOND_S) == 3
 
 
+FORKED = f"""
+import os, threading, time
+from limbeck.verifiers import workers
+ask = lambda seconds: workers.ask("{HERE}:sleep", seconds, 60)
+ask(0)
+busy = [threading.Thread(target=ask, args=[1]) for _ in range(os.cpu_count())]
+[thread.start() for thread in busy]
+time.sleep(0.5)
+child = os.fork()
+if child == 0:
+    os._exit(ask(0))
+print(os.waitpid(child, 0)[1])
+[thread.join() for thread in busy]
+print(ask(0))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_child_asks_workers_of_its_own():
+    told = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, cwd=os.getcwd(), timeout=60
+    )
+    assert told.stdout.split() == ["0", "0"]
+
+
 PARENT = f"""
 import os, sys, threading, time
 from limbeck.verifiers import workers

@@ -13,6 +13,7 @@ from limbeck.verifiers.mathematics.trees import Tree
 MAX_BITS = 60_000  # of a number: 2006! has 19,000
 MAX_WORK = 1_000_000  # bits of all the numbers on the way
 GUARD = 20  # digits that rounding may spoil
+GAMMA_DIGITS = 300  # to which a factorial of what is no whole number is computed
 MAX_ANGLE = 10**2000
 SAME = ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth")
 NAMED = {name: name for name in (*SAME, "asin", "acos", "atan")}  # in mpmath
@@ -33,17 +34,22 @@ class NoValue(Exception):
 
 
 class Arithmetic:
-    """Computes trees at a point. `reach`: the most digits before or behind a point so far."""
+    """Computes trees at a point.
+
+    `reach`: the most digits before or behind a point so far; `all_real`: no root of a negative
+    number so far.
+    """
 
     def __init__(self, point: Point, log_base: int, digits: int):
         self.point, self.log_base, self.digits = point, log_base, digits
         self.reach = self.work = 0
+        self.all_real = True
         self.real = _context(digits + GUARD)
 
     def value_or_none(self, tree: Tree) -> Any:
         try:
             return self.value(tree)
-        except (NoValue, ZeroDivisionError):
+        except (NoValue, ZeroDivisionError, ValueError):  # mpmath's for a pole
             return None
 
     def is_real(self, value: Any) -> bool:
@@ -112,6 +118,7 @@ class Arithmetic:
             return Fraction(0)
         if not self.real.isfinite(value):
             raise NoValue
+        self.all_real &= not getattr(value, "imag", 0)
         self.reach = max(self.reach, abs(self.real.mag(value)) // 3)
         if self.reach > MAX_BITS:
             raise TooBig
@@ -127,6 +134,12 @@ class Arithmetic:
         self.work += times * self.digits
         if self.work > MAX_WORK:
             raise TooBig
+
+    def _spend_on_gamma(self, times: int) -> None:
+        """Its series is found anew for each precision, which takes seconds where that is high."""
+        if self.digits > GAMMA_DIGITS:
+            raise TooBig
+        self._spend(times)
 
     def _inexact(self, value: Any) -> Any:
         if not isinstance(value, Fraction):
@@ -162,7 +175,7 @@ class Arithmetic:
 
     def _power(self, a: Any, b: Any) -> Any:
         if a == 0:
-            if not self.is_real(b) or b < 0:
+            if not self.is_real(b) or self._inexact(b).real < 0:
                 raise NoValue
             return Fraction(1 if b == 0 else 0)
         size = abs(self._inexact(b)) * abs(self.real.log(abs(self._inexact(a)), 2))
@@ -202,7 +215,7 @@ class Arithmetic:
             if a < 0:
                 raise NoValue
             return self._seen(Fraction(math.factorial(int(a))))
-        self._spend(500)
+        self._spend_on_gamma(500)
         return self._seen(self.real.factorial(self._inexact(a)))
 
     def _binomial(self, n: Any, k: Any) -> Any:
@@ -211,14 +224,16 @@ class Arithmetic:
         whole = all(isinstance(x, Fraction) and x.denominator == 1 and x >= 0 for x in (n, k))
         if whole:
             return self._seen(Fraction(math.comb(int(n), int(k))))
-        self._spend(1500)
+        self._spend_on_gamma(1500)
         return self._seen(self.real.binomial(self._inexact(n), self._inexact(k)))
 
     def _called(self, name: str, a: Any) -> Any:
         if name in ("floor", "ceil"):
             if isinstance(a, Fraction):
                 return Fraction(math.floor(a) if name == "floor" else math.ceil(a))
-            return Fraction(int(getattr(self.real, name)(a.real)))
+            nearest = self.real.nint(a.real)  # log(32)/log(2) is a little more than 5
+            whole = nearest if self.is_small(a - nearest) else getattr(self.real, name)(a.real)
+            return Fraction(int(whole))
         if name == "exp":
             return self._power(self.real.e + 0, a)
         if name not in NAMED:

@@ -42,10 +42,12 @@ def _allowed(ratio: Tree, positive: bool) -> bool:
 
 
 def is_label(tree: Tree) -> bool:
-    """Whether it only says what is meant: `x`, `f(x)`, `|AB|`, `(p, q)`, `NO/BO`, words."""
+    """Whether it only says what is meant: `x`, `f^{-1}(x)`, `|AB|`, `(p, q)`, `NO/BO`, words."""
     if tree[0] in ("name", "text"):
         return True
     if tree[0] == "unit":
+        return is_label(tree[1])
+    if tree[0] == "power" and tree[2] == ("number", -1):
         return is_label(tree[1])
     if tree[0] in ("product", "quotient", "ratio", "round"):
         return all(is_label(part) for part in tree[1:])
@@ -62,5 +64,12 @@ def _label(tree: Tree) -> Tree | None:
 
 def labels_agree(gold: Tree, answer: Tree) -> bool:
     """`x = 5` is not `y = 5`, but `x_max = 5`, `Area = 5` and `f(x) = 5` may well be."""
-    names = [label[1][0] for label in map(_label, (gold, answer)) if label and label[0] == "name"]
-    return len(set(names)) < 2
+    names = {_initials(label) for label in map(_label, (gold, answer)) if label}
+    return len(names - {""}) < 2
+
+
+def _initials(label: Tree) -> str:
+    """`x` of `x_max`, `xy` of `(x, y)`; nothing of other labels."""
+    if label[0] == "name":
+        return str(label[1][0])
+    return "".join(map(_initials, label[1:])) if label[0] == "round" else ""

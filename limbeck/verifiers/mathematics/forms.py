@@ -18,7 +18,7 @@ from limbeck.verifiers.mathematics.equations import (
 )
 from limbeck.verifiers.mathematics.regions import FLIPPED, infinite, is_interval, region
 from limbeck.verifiers.mathematics.trees import Tree, negative
-from limbeck.verifiers.mathematics.units import bare, units_agree, words
+from limbeck.verifiers.mathematics.units import bare, scaled, units_agree, without_degrees, words
 from limbeck.verifiers.mathematics.values import equal, is_near, variables
 
 MAX_ITEMS = 64
@@ -38,7 +38,7 @@ def _same_meaning(gold: Tree, answer: Tree) -> bool:
     if "text" in (bare(gold)[0], bare(answer)[0]):
         return words(gold) is not None and words(gold) == words(answer)
     if gold[0] == "unit" or answer[0] == "unit":
-        return units_agree(gold, answer) and same(bare(gold), bare(answer))
+        return units_agree(gold, answer) and same(scaled(gold), scaled(answer))
     if "relation" in (gold[0], answer[0]) or is_interval(gold) or is_interval(answer):
         return _same_region(gold, answer)
     gold, answer = _spread(gold), _spread(answer)
@@ -54,6 +54,11 @@ def _same_meaning(gold: Tree, answer: Tree) -> bool:
 def _same_value(gold: Tree, answer: Tree) -> bool:
     if infinite(gold) or infinite(answer):
         return infinite(gold) == infinite(answer)
+    plain = without_degrees(gold), without_degrees(answer)
+    return _equal(gold, answer) or (plain != (gold, answer) and _equal(*plain))
+
+
+def _equal(gold: Tree, answer: Tree) -> bool:
     try:
         return equal(gold, answer)
     except NoValue:
@@ -83,7 +88,7 @@ def _items(tree: Tree) -> Sequence[Tree] | None:
 def _spread(tree: Tree) -> Tree:
     """±a is the list a, -a; in a list, both are its items."""
     if tree[0] in LISTS:
-        spread = [item for part in tree[1:] for item in _signs(_meaning(part))]
+        spread = [item for part in tree[1:] for item in _signs(part)]
         return (tree[0], *spread)
     both = _signs(tree)
     return both[0] if len(both) == 1 else ("list", *both)

@@ -6,6 +6,7 @@ from limbeck.verifiers.mathematics.equations import is_label
 from limbeck.verifiers.mathematics.trees import Tree, negative
 
 INFINITE: Tree = ("name", "infty")
+REALS: Tree = ("name", "mathbb R")
 BOUNDED = {"<", ">", "<=", ">=", "!="}
 FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 
@@ -19,7 +20,7 @@ def infinite(tree: Tree) -> int:
 
 def is_interval(tree: Tree) -> bool:
     """Whether it cannot be a tuple."""
-    if tree[0] in ("interval", "union", "without"):
+    if tree == REALS or tree[0] in ("interval", "union", "without"):
         return True
     return tree[0] in ("round", "square") and any(map(infinite, tree[1:]))
 
@@ -28,6 +29,10 @@ def region(tree: Tree) -> list[Tree] | None:
     """(low, high, "[)") of each of its parts; None where it is none."""
     if tree[0] == "relation":
         return _bounds(tree)
+    if tree == REALS:
+        return [(negative(INFINITE), INFINITE, "()")]
+    if tree[0] == "without" and tree[1] == REALS and tree[2][0] == "set" and len(tree[2]) == 2:
+        return _half_line("!=", tree[2][1])
     if tree[0] in ("round", "square") and len(tree) == 3:
         return [(tree[1], tree[2], "()" if tree[0] == "round" else "[]")]
     if tree[0] == "interval":

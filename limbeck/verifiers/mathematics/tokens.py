@@ -12,10 +12,13 @@ from limbeck.verifiers.mathematics.words import (
     FUNCTIONS,
     HATS,
     HEAVY,
+    LETTERS,
     NAMES,
+    NUMBERS,
     SIGNS,
     TEXTS,
     UNITS,
+    UPRIGHT,
 )
 
 MAX_LETTERS = 4096
@@ -24,12 +27,14 @@ MAX_DIGITS = 3000
 JOIN, DEGREE, PERCENT = "\ufdd1", "\ufdd2", "\ufdd3"  # Unicode promises: never characters
 
 _REWRITES = [
+    (r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm|in)\s*\]", r"\\\\ "),
     (r"\\\$|[$€£¥]|(?<!\\)\\[()\[\]]", " "),
     (r"\^\s*\{?\s*(?:\\[a-z]+\s*\{\s*)?(?:st|nd|rd|th)(?![A-Za-z])\s*\}{0,2}", r" \\text{th} "),
     (r"\\(?:left|right)\s*\.|\\[hv]?phantom\s*(?:\{[^{}]*\}|(?=\S))", " "),
     (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|q?quad)(?![A-Za-z])", " "),
     (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
     (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
+    (r"\{([^{}]{1,40})\\choose(?![A-Za-z])([^{}]{1,40})\}", r"\\binom{\1}{\2}"),
     (r"(?<=\d)(?:\{,\}|,\s*\\!|\\,|\\;|\\:|\\ |~)\s*(?=\d{3}(?!\d))", JOIN),
     (r"(?<!\\)\\[,;:! ]|~", " "),
     (r"\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|\\degree(?![A-Za-z])", DEGREE),
@@ -111,12 +116,22 @@ def tokens(text: str) -> list[Token]:
             at = frame.end()
             inside = (frame[1] or frame[2] or "").strip()
             listed = _LISTED.fullmatch(inside)
-            found.extend(tokens(inside) if listed else [_framed(command, inside, spaced)])
+            unit = command in UPRIGHT and inside in LETTERS and _measures(found)
+            framed = Token("text", inside, spaced) if unit else _framed(command, inside, spaced)
+            found.extend(tokens(inside) if listed else [framed])
         else:
             found.extend(_plain(match, spaced, found[-1] if found else None))
         if len(found) > MAX_TOKENS:
             raise Unreadable("too long")
     return found
+
+
+def _measures(found: list[Token]) -> bool:
+    """Whether a letter in `\\text` that comes next is a unit: behind a number or among units."""
+    before = found[-1] if found else None
+    if before is None or (before.kind == "sign" and before.value in ("/", "*")):
+        return any(token.kind == "text" for token in found)
+    return before.kind in ("number", "text") or before.value in ("}", PERCENT, DEGREE)
 
 
 def _framed(command: str, inside: str, spaced: bool) -> Token:
@@ -130,6 +145,8 @@ def _framed(command: str, inside: str, spaced: bool) -> Token:
         return Token("function", inside, spaced)
     if re.fullmatch(r"[A-Za-z]", inside):
         return Token("name", inside, spaced)
+    if inside.casefold() in NUMBERS:
+        return Token("number", Fraction(NUMBERS[inside.casefold()]), spaced)
     if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", inside):
         return Token("number", _number(inside, None), spaced)
     return Token("text", inside, spaced)
@@ -176,6 +193,8 @@ def _word(word: str, spaced: bool, before: Token | None) -> list[Token]:
     """A function, a Greek letter, a product of at most three letters, a unit, or text."""
     if word in FUNCTIONS:
         return [Token("function", word, spaced)]
+    if word.casefold() in NUMBERS:
+        return [Token("number", Fraction(NUMBERS[word.casefold()]), spaced)]
     if word in ("infty", "infinity", "inf", "oo", "Infinity"):
         return [Token("name", "infty", spaced)]
     if word in NAMES:
@@ -184,6 +203,8 @@ def _word(word: str, spaced: bool, before: Token | None) -> list[Token]:
         return [Token("sign", "∪", spaced)]
     if joined := re.fullmatch(r"(?:and|or)([A-Z]?)", word):
         return [Token("sign", ",", spaced)] + [Token("name", name, False) for name in joined[1]]
+    if word in ("C", "F") and before and before.value == DEGREE:
+        return [Token("text", word, spaced)]
     behind = before and (before.kind == "number" or before.value in ("}", PERCENT, DEGREE))
     if len(word) > 3 or (behind and word in UNITS) or (before and before.kind == "text"):
         return [Token("text", word, spaced)]

@@ -21,7 +21,10 @@ MAX_DEPTH = 30
 RELATIONS = {"=", "<", ">", "<=", ">=", "!=", "in", "notin", "~"}
 HEDGES = re.compile(
     r"\b(?:or|not|no|maybe|perhaps|possibly|than|least|most|wrong|incorrect|if|unless|except|but"
-    r"|either|between|guess|unsure|sure|cannot|mod|more|fewer|less|squared|cubed|factorial|times)\b",
+    r"|either|between|guess|unsure|sure|cannot|mod|more|fewer|less|squared|cubed|factorial|times"
+    r"|below|minus|negative"
+    r"|half|halves|thirds?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?"
+    r"|hundredths?|thousandths?|millionths?)\b",
     re.IGNORECASE,
 )
 
@@ -114,7 +117,7 @@ class Reader:
             self.at += 1
             if self.sign("^"):
                 self.argument()
-            self.sign("/")
+            self.sign("/", "*")
         if HEDGES.search(" ".join(words)):
             raise Unreadable("a hedge")
         return ("unit", tree, " ".join(words)) if words else tree
@@ -177,11 +180,15 @@ class Reader:
                 raise Unreadable("two numbers side by side")
             self.at += 1
             return self._mixed(left, right, self.power())
-        if token.kind == "command" and token.value == "frac" and whole and right[0] == "quotient":
-            return self._mixed(left, right[1], right[2])
+        part, words = (right[1], right[2:]) if right[0] == "unit" else (right, ())
+        if token.kind == "command" and token.value == "frac" and whole and part[0] == "quotient":
+            mixed = self._mixed(left, part[1], part[2])
+            return ("unit", mixed, *words) if words else mixed
         return ("product", left, right)
 
     def _mixed(self, whole: Tree, above: Tree, below: Tree) -> Tree:
+        if below[0] == "unit":
+            return ("unit", self._mixed(whole, above, below[1]), below[2])
         part = ("quotient", above, below)
         if above[0] == below[0] == "number" and 0 < above[1] < below[1]:
             return ("sum", whole, part)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from fractions import Fraction
 
 from limbeck.verifiers.mathematics.trees import Tree
 from limbeck.verifiers.mathematics.values import is_at_least_one
@@ -18,6 +20,21 @@ def bare(tree: Tree) -> Tree:
     return tree
 
 
+def scaled(tree: Tree) -> Tree:
+    """A tree without the words behind it, but for those that are a number: 2 million is 2000000."""
+    times = math.prod(SCALES.get(word, 1) for word in _unit(tree))
+    return bare(tree) if times == 1 else ("product", bare(tree), ("number", Fraction(times)))
+
+
+def without_degrees(tree: Tree) -> Tree:
+    """180 - x of 180° - x; an angle that a function is of keeps its sign."""
+    if tree[0] == "call":
+        return tree
+    if tree[0] == "unit" and tree[2] == "degrees":
+        return without_degrees(tree[1])
+    return tuple(without_degrees(part) if isinstance(part, tuple) else part for part in tree)
+
+
 def _unit(tree: Tree) -> set[str]:
     """The units that are known, each in its short form."""
     found: set[str] = set()
@@ -30,10 +47,8 @@ def _unit(tree: Tree) -> set[str]:
 
 
 def units_agree(gold: Tree, answer: Tree) -> bool:
-    """One side may leave its unit out, but 5 cm are not 5 m, nor are 2 million 2, nor 0.5 % 0.5."""
-    mine, other = _unit(gold), _unit(answer)
-    if mine & SCALES != other & SCALES:
-        return False
+    """One side may leave its unit out, but 5 cm are not 5 m, nor is 0.5 % 0.5."""
+    mine, other = _unit(gold) - SCALES.keys(), _unit(answer) - SCALES.keys()
     if "%" in other - mine and not is_at_least_one(bare(answer)):
         return False
     return not (mine and other) or bool(mine & other)

@@ -18,6 +18,7 @@ from limbeck.verifiers.mathematics.trees import Tree
 MAX_DIGITS = 2000  # to which anything irrational is computed
 DIGITS = 50  # to begin with
 NEAR_POINTS = 2  # at which nothing may be too big
+INTEGERS = set("jklmnN")  # by custom
 CONSTANTS = {"pi", "e", "i", "infty", "emptyset"}
 
 
@@ -34,7 +35,8 @@ def equal(a: Tree, b: Tree) -> bool:
 
 def _equal(a: Tree, b: Tree, base: int) -> bool:
     verdicts = []
-    for turn, point in enumerate(points(variables(a) | variables(b))):
+    names = variables(a) | variables(b)
+    for turn, point in enumerate(_points(names, _steps(a) or _steps(b))):
         try:
             verdicts.append(_equal_at(a, b, point, base))
         except TooBig:
@@ -48,13 +50,14 @@ def _equal(a: Tree, b: Tree, base: int) -> bool:
 
 
 def _equal_at(a: Tree, b: Tree, point: Point, base: int) -> bool | None:
-    """None where neither has a value, or, with something negative, one of them no real value."""
+    """None where neither has a value, or, with something negative, not all is real on the way."""
     digits = DIGITS
     while True:
         arithmetic = Arithmetic(point, base, digits)
         x, y = arithmetic.value_or_none(a), arithmetic.value_or_none(b)
         anywhere = all(value > 0 for value in point.values())
-        if not anywhere and not (arithmetic.is_real(x) and arithmetic.is_real(y)):
+        real = arithmetic.all_real and arithmetic.is_real(x) and arithmetic.is_real(y)
+        if not anywhere and not real:
             return None
         if x is None or y is None:
             return None if x is y else False
@@ -93,6 +96,26 @@ def points(names: frozenset[str]) -> Iterator[Point]:
         yield {name: coordinate(name, 4) * -17 for name in names}
     for negative in sorted(names)[:3]:
         yield {name: coordinate(name, 2) * (-1 if name == negative else 1) for name in names}
+
+
+def _points(names: frozenset[str], with_steps: bool) -> Iterator[Point]:
+    """Those of `points`; where there are steps whole ones, which are enough for n and its like."""
+    if not (with_steps and {name[0] for name in names} <= INTEGERS):
+        yield from points(names)
+    if with_steps:
+        yield from whole_points(names)
+
+
+def whole_points(names: frozenset[str]) -> Iterator[Point]:
+    """Where floor and ceil step: each name takes every rest that a small number can leave."""
+    for turn in range(12 if names else 0):
+        yield {name: Fraction(24 + turn + 17 * at) for at, name in enumerate(sorted(names))}
+
+
+def _steps(tree: Tree) -> bool:
+    if tree[0] == "call" and tree[1] in ("floor", "ceil"):
+        return True
+    return any(_steps(part) for part in tree[1:] if isinstance(part, tuple))
 
 
 def coordinate(name: str, turn: int) -> Fraction:

@@ -36,6 +36,7 @@ TEXTS = _set(
     mathcal mathbb boldsymbol textnormal emph mathfrak mathscr bm
     """
 )
+UPRIGHT = _set("text textrm textnormal mathrm mbox hbox operatorname")
 HATS = _set(
     """
     overline vec hat bar widehat tilde widetilde dot ddot underline overrightarrow
@@ -49,6 +50,7 @@ UNITS = _set(
     th st nd rd in sq deg rad Hz USD
     """
 )
+LETTERS = _set("m g s h l L J N W V A K C F T")  # units, where they stand upright behind a number
 CHARACTERS = str.maketrans({
     "∞": r"\infty ", "π": r"\pi ", "√": " sqrt ", "∪": r"\cup ", "∩": r"\cap ", "×": "*",
     "·": "*", "⋅": "*", "∗": "*", "÷": "/", "∕": "/", "−": "-", "–": "-", "—": "-", "±": r"\pm ",
@@ -70,4 +72,11 @@ SYNONYMS = {
     "million": "million", "billion": "billion", "hundred": "hundred", "trillion": "trillion",
     "dozen": "dozen",
 }  # fmt: skip
-SCALES = {"hundred", "thousand", "million", "billion", "trillion", "dozen"}
+SCALES = {
+    "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+    "trillion": 10**12,
+}  # fmt: skip
+NUMBERS = {
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
+    "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12,
+}  # fmt: skip

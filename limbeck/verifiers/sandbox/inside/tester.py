@@ -200,9 +200,12 @@ def together(test: Test, program: str, source: str, setup: str, entry: str | Non
 
 
 def _exception(name: str, message: str) -> Exception:
-    """The exception that a program raised; one of its own, or a stranger's, is an Exception."""
+    """The exception that a program raised; one of its own, or a stranger's, is an Exception.
+
+    So is StopIteration: `map` in a test would take it for the end of what there is to check.
+    """
     kind = getattr(builtins, name, None)
-    if isinstance(kind, type) and issubclass(kind, Exception):
+    if isinstance(kind, type) and issubclass(kind, Exception) and kind is not StopIteration:
         try:
             return kind(message)
         except Exception:
