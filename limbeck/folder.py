@@ -26,12 +26,16 @@ class Machine(StageConfig):
 
 @dataclass(frozen=True)
 class StageFolder:
-    """Where a stage writes. `key` is the identity that its rows' ids carry."""
+    """Where a stage writes. `key` is the identity that its rows' ids carry.
+
+    `recipe` is the recipe's name: what is written is the same in whichever folder it is run.
+    """
 
     path: Path
     name: str
     key: str = ""
     machine: Machine = field(default_factory=Machine)
+    recipe: str = "run"
 
     def row_id(self, problem_id: str, index: int, label: str = "") -> str:
         """A row's id is what it is a sample of, never its text: equal texts stay two rows."""

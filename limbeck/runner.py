@@ -59,7 +59,7 @@ def run(
                 continue
             told = {"extend": " (extending)", "resume": " (going on)"}.get(step.state, "")
             progress.say(title + told)
-            _run_stage(step, run_dir, machine)
+            _run_stage(step, run_dir, machine, recipe.name)
 
 
 def _make(run_dir: Path) -> None:
@@ -106,7 +106,7 @@ def _refuse_stale(steps: list[Step], run_dir: Path, asked: tuple[str, ...] = ())
     )
 
 
-def _run_stage(step: Step, run_dir: Path, machine: Machine) -> None:
+def _run_stage(step: Step, run_dir: Path, machine: Machine, recipe: str) -> None:
     stage, folder = step.stage, run_dir / step.stage.name
     if not getattr(stage.module, "RESUMES", False):
         store.remove_tree(folder)  # unfinished, or about to be made larger
@@ -118,7 +118,7 @@ def _run_stage(step: Step, run_dir: Path, machine: Machine) -> None:
     (folder / "stage.json").unlink(missing_ok=True)
     store.write_sealed(folder / "started.json", {**started, "config": written(stage.config)})
     store.failpoint(f"{stage.name}.started")
-    out = StageFolder(folder, stage.name, step.identity, machine)
+    out = StageFolder(folder, stage.name, step.identity, machine, recipe)
 
     def inside(kind: str, path: str, key: str) -> str:
         return str(run_dir / path[2:]) if path.startswith("./") else path

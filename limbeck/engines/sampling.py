@@ -78,6 +78,7 @@ def write_missing(
     table: Path,
     out: StageFolder,
     rows_per_part: int = 4096,
+    *,
     is_first: bool = True,
 ) -> None:
     """Generates what a table of traces lacks, part by part.

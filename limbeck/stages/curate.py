@@ -134,7 +134,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     summary = _summary(config, out, plan.num_traces, counts)
     card.write(
         out.path / "dataset",
-        name=f"{out.path.parent.name} {out.name}",
+        name=f"{out.recipe} {out.name}",
         sampled=plan.num_traces,
         dropped=counts.dropped,
         licences=licences,
@@ -307,7 +307,7 @@ def _lineage(config: Config, out: StageFolder) -> list[str]:
     shown = map_references(config, told)
     rules = [json.dumps(written(rule), ensure_ascii=False) for rule in shown.keep]
     return [
-        f"Run {out.path.parent.name}, stage {out.name} (curate), identity {out.key}",
+        f"Recipe {out.recipe}, stage {out.name} (curate), identity {out.key}",
         f"Problems of {shown.problems}, traces of {shown.traces}, verdicts of {shown.verdicts}",
         *(f"Filter {number}: {rule}" for number, rule in enumerate(rules, 1)),
         f"Thinking: {config.thinking}; weights: {config.weights}",

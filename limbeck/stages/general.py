@@ -119,7 +119,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     source = _source(config)
     card.write(
         dataset,
-        name=f"{out.path.parent.name} {out.name}",
+        name=f"{out.recipe} {out.name}",
         sampled=num_read,
         dropped=refused,
         licences={source: config.licence} if config.licence else {},
@@ -300,7 +300,7 @@ def _lineage(config: Config, out: StageFolder) -> list[str]:
         "and answer; rows whose thinking was unfinished or spoke of that answer were dropped",
     }[config.thinking]
     return [
-        f"Run {out.path.parent.name}, stage {out.name} (general), identity {out.key}",
+        f"Recipe {out.recipe}, stage {out.name} (general), identity {out.key}",
         f"Rows of {_source(config)}, drawn by a hash of seed {config.seed} and what they say",
         thinking,
         *(f"filter {rule.name} {written(rule)}" for rule in config.keep),

@@ -100,7 +100,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     dropped = {"over the cap": total - num - seen, "in an earlier part, or twice": seen}
     card.write(
         out.path / "dataset",
-        name=f"{out.path.parent.name} {out.name}",
+        name=f"{out.recipe} {out.name}",
         sampled=total,
         dropped={why: number for why, number in dropped.items() if number},
         licences=_licences(parts),
@@ -282,7 +282,7 @@ def _licences(parts: Sequence[Part]) -> dict[str, str]:
 
 def _lineage(parts: Sequence[Part], seed: int, out: StageFolder) -> list[str]:
     run = out.path.parent
-    lines = [f"Run {run.name}, stage {out.name} (mix), identity {out.key}, seed {seed}"]
+    lines = [f"Recipe {out.recipe}, stage {out.name} (mix), identity {out.key}, seed {seed}"]
     for part in parts:
         inside = part.path.is_relative_to(run)
         place = f"./{part.path.relative_to(run)}" if inside else source_name(str(part.path))
