@@ -206,6 +206,6 @@ def _in_words(summary: Row) -> str:
     for name, value in summary.items():
         if isinstance(value, str) and len(value) < 40:
             told.append(f"{name.replace('_', ' ')} {value}")
-        elif isinstance(value, int):
+        elif isinstance(value, int) and value:
             told.append(f"{value:,} {name.removeprefix('num_').replace('_', ' ')}")
     return ", ".join(told)
