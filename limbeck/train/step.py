@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from limbeck.train.batch import TokenBatch
 from limbeck.train.head import TokenLoss
+
+Columns = Callable[[TokenBatch], Mapping[str, Tensor]]
 
 
 class NotFinite(ArithmeticError):
@@ -55,7 +57,7 @@ def make_optimizer(
 
 
 def cosine_lr(
-    step: int, num_steps: int, peak: float, warmup_steps: int = 0, final_ratio: float = 0.0
+    step: float, num_steps: int, peak: float, warmup_steps: int = 0, final_ratio: float = 0.0
 ) -> float:
     """The learning rate of step 0 <= step < num_steps.
 
@@ -77,6 +79,7 @@ def train_step(
     lr: float,
     clip: float | None,
     token_loss: TokenLoss,
+    columns: Columns | None = None,
     autocast: torch.dtype | None = None,
 ) -> StepResult:
     """One update from all batches together; how they were split changes nothing.
@@ -84,7 +87,8 @@ def train_step(
     `model` is a TokenModel or anything that wraps one. The loss is
     sum(weight * loss) / sum(weight) over the whole step. `autocast=torch.bfloat16` computes in
     bfloat16 and keeps the weights and their gradients in float32. A loss or gradient that is not
-    finite raises NotFinite before anything is updated, a weight directly behind it.
+    finite raises NotFinite before anything is updated, a weight directly behind it. `columns` gives
+    what else the loss needs of a batch, each (N, ...), when the batch's turn comes.
     """
     total_weight = sum(batch.total_weight for batch in batches)
     assert total_weight > 0, "a step needs tokens to learn"
@@ -93,6 +97,8 @@ def train_step(
     losses = []
     for batch in batches:
         device = batch.ids.device.type
+        if columns is not None:
+            batch = replace(batch, columns=columns(batch))
         with torch.autocast(device, autocast) if autocast else nullcontext():
             loss = model(batch, token_loss) / total_weight
         loss.backward()

@@ -27,7 +27,7 @@ from limbeck import models  # noqa: E402
 from limbeck.engines import local_engine  # noqa: E402
 from limbeck.engines.sampling import requests_for, write_missing  # noqa: E402
 from limbeck.stages import sft  # noqa: E402
-from limbeck.train import losses, step  # noqa: E402
+from limbeck.train import losses, training  # noqa: E402
 from limbeck.train.checkpoint import FILES, _checkpoints, _problem, save_checkpoint  # noqa: E402
 from limbeck.train.step import make_optimizer  # noqa: E402
 
@@ -191,16 +191,16 @@ def make_world(folder: Path) -> World:
 
 def break_training(world: World, point: Point, out: Path) -> list[str]:
     """What is wrong with how a training takes it; an empty list is right."""
-    wrong, real = [], step.train_step
+    wrong, real = [], training.train_step
     broken = Broken(point, real)
-    step.train_step = broken  # type: ignore
+    training.train_step = broken  # type: ignore
     try:
         world.train(point.dtype, out)
         return ["it was not noticed"]
     except UserError as error:
         said = str(error)
     finally:
-        step.train_step = real
+        training.train_step = real
     if broken.taken != point.step:
         wrong.append(f"stopped {broken.taken - point.step} steps late")
     if f"step {point.step}:" not in said or "not finite" not in said:

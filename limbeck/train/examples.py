@@ -1,0 +1,106 @@
+"""A data set's rows as examples, and which of them each step learns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from limbeck import chat, ledger, tables
+from limbeck.errors import UserError
+from limbeck.train.batch import Example, TokenBatch, collate, pack
+from limbeck.train.config import TrainingConfig
+from limbeck.types import Message
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What there is to learn: `rows` of the data set and their `examples`, in the same order.
+
+    `refused` counts the rows that were left out, by reason.
+    """
+
+    rows: list[dict[str, Any]]
+    examples: list[Example]
+    refused: Counter[str]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        return [len(example.ids) for example in self.examples]
+
+
+def read_lessons(path: str, tokenizer: PreTrainedTokenizerBase, longest: int) -> Lessons:
+    """The rows of a data set that are to be learned, as tokens and loss masks.
+
+    Rows of more than `longest` tokens, and those of no weight, are left out and counted. UserError
+    for a row that does not end with an assistant's message, and where nothing is left.
+    """
+    rows = tables.read_table(path).to_pylist()
+    encoded = chat.encode_examples(tokenizer, [_pair(row, i, path) for i, row in enumerate(rows)])
+    kept, examples, refused = [], [], Counter[str]()
+    for number, (row, (ids, mask)) in enumerate(zip(rows, encoded, strict=True)):
+        weight = 1.0 if row.get("weight") is None else row["weight"]
+        if len(ids) > longest:
+            refused["too long"] += 1
+        elif weight <= 0:
+            refused["of no weight"] += 1
+        else:
+            name = str(number if row.get("id") is None else row["id"])
+            kept.append(row)
+            examples.append(Example(ids, mask, weight, name))
+    if not examples:
+        told = ", ".join(f"{num:,} {why}" for why, num in refused.items()) or "it is empty"
+        what = f"holds no example of at most {longest} tokens to learn from ({told})"
+        raise UserError(path, what, "raise max_length and context, or give other rows")
+    return Lessons(kept, examples, refused)
+
+
+def _pair(row: dict[str, Any], number: int, where: str) -> tuple[list[Message], str]:
+    messages = [Message(m["role"], m["content"]) for m in row.get("messages") or ()]
+    if len(messages) < 2 or messages[-1].role != "assistant":
+        what = f"row {number} does not end with an assistant's message"
+        raise UserError(where, what, "give rows of `messages`: user, then assistant")
+    return messages[:-1], messages[-1].content
+
+
+def plan_steps(
+    lengths: Sequence[int], config: TrainingConfig, seed: int, num_parameters: int
+) -> list[list[int]]:
+    """Which examples each step learns: shuffled epochs, one behind the other, cut into batches.
+
+    A budget of FLOPs is one of tokens, at 6 a parameter and token.
+    """
+    steps: list[list[int]] = []
+    batch: list[int] = []
+    num_examples = round((config.num_epochs or 0) * len(lengths))
+    budget = config.num_tokens
+    if config.num_flops is not None:
+        budget = round(config.num_flops / ledger.training_flops(num_parameters, 1))
+    tokens = 0
+    for seen, index in enumerate(_endless(len(lengths), seed), 1):
+        batch.append(index)
+        tokens += lengths[index]
+        enough = seen >= num_examples if budget is None else tokens >= budget
+        if len(batch) == config.batch_size or enough:
+            steps.append(batch)
+            batch = []
+        if enough:
+            return steps
+    raise AssertionError("an endless stream ended")
+
+
+def _endless(num: int, seed: int) -> Iterator[int]:
+    rng = np.random.default_rng(seed)
+    while True:
+        yield from rng.permutation(num).tolist()
+
+
+def pack_batches(examples: Sequence[Example], max_tokens: int, device: str) -> list[TokenBatch]:
+    """A step's examples in flat rows of at most `max_tokens` tokens."""
+    bins = pack([len(example.ids) for example in examples], max_tokens)
+    return [collate([examples[i] for i in chosen], device) for chosen in bins]
