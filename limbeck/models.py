@@ -1,21 +1,18 @@
-"""Hugging Face models and tokenizers: load, create, save, hash, count; device and threads."""
+"""Hugging Face models and tokenizers: load, save, hash, count; devices, and spreading over them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
-from tokenizers.models import BPE
 from torch import Tensor, nn
 from transformers import (
-    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -26,21 +23,12 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from limbeck import guard, store
+from limbeck import guard, newborn, store
 from limbeck.errors import UserError
 
 transformers_logging.disable_progress_bar()  # ours say how long; weights load in a moment
 
-PAD, USER, ASSISTANT, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
-SPECIAL_TOKENS = [PAD, USER, ASSISTANT, END, "<think>", "</think>"]
-
-# A system message stands before the first turn, without a token of its own.
-CHAT_TEMPLATE = """\
-{% for message in messages %}
-{% if message.role != 'system' %}{{ '<|' + message.role + '|>' }}{% endif %}{{ message.content }}
-{%- if message.role == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}
-{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"""
-guard.trust_template(CHAT_TEMPLATE)
+guard.trust_template(newborn.CHAT_TEMPLATE)  # ours needs no trial
 
 # What says which model a folder holds; a README or a training log does not.
 CONTENT = ("*.json", "*.jinja", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
@@ -105,52 +93,6 @@ def load_model(
         raise UserError(f"model {source}", what, "take config and weights of the same model")
     _refuse_not_finite(source, model)
     return model.to(pick_device(device))  # type: ignore[arg-type]  # its decorator hides self
-
-
-def create_model(
-    architecture: str,
-    vocab_size: int,
-    seed: int,
-    *,
-    eos_token_id: int,
-    pad_token_id: int,
-    **sizes: Any,
-) -> PreTrainedModel:
-    """A fresh model with the config's own initializer, from `seed` alone.
-
-    `architecture` is a transformers model type (qwen2, qwen3, llama, gpt2), `sizes` are fields of
-    its config. torch's global random state is neither used nor changed. For a tokenizer of one's
-    own take another than qwen2: transformers' AutoTokenizer, hence other programs, would replace
-    its splitting rules.
-    """
-    if architecture not in CONFIG_MAPPING:
-        raise UserError(
-            "model",
-            f"transformers knows no architecture {architecture!r}",
-            "take qwen3, llama or another of its model types",
-        )
-    known = AutoConfig.for_model(architecture).to_dict()
-    unknown = sorted(set(sizes) - set(known))
-    if unknown:
-        raise UserError(
-            f"model {architecture}",
-            f"its config has no {', '.join(unknown)}",
-            f"fields are {', '.join(sorted(known))}",
-        )
-    config = AutoConfig.for_model(
-        architecture,
-        vocab_size=vocab_size,
-        eos_token_id=eos_token_id,
-        pad_token_id=pad_token_id,
-        bos_token_id=None,
-        **sizes,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.generation_config.eos_token_id = eos_token_id
-    model.generation_config.pad_token_id = pad_token_id
-    return model
 
 
 def save_model(
@@ -224,41 +166,6 @@ def flops_per_token(model: PreTrainedModel, context: float) -> float:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = config.num_hidden_layers * config.num_attention_heads * width * context
     return 2.0 * (sum(p.numel() for p in matrices) + head.numel()) + 4.0 * attention
-
-
-def train_tokenizer(
-    texts: Iterator[str],
-    vocab_size: int,
-    isolate: str = r"\d",
-    chat_template: str = CHAT_TEMPLATE,
-) -> PreTrainedTokenizerFast:
-    """A byte-level BPE whose tokens may span words, but not what `isolate` matches.
-
-    Boilerplate such as "Let me check" becomes a single token, arithmetic stays digit by digit.
-    All 256 bytes are in the vocabulary, so any text comes back unchanged.
-    """
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(isolate), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END,
-        pad_token=PAD,
-        chat_template=chat_template,
-        clean_up_tokenization_spaces=False,
-    )
 
 
 def pick_device(name: str = "auto") -> torch.device:
