@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402  (behind the environment that torch reads when 
 import torch  # noqa: E402
 from transformers import StoppingCriteria, StoppingCriteriaList  # noqa: E402
 
-from limbeck import models  # noqa: E402
+from limbeck import models, newborn  # noqa: E402
 from limbeck.engines.decoder import kernel, weights  # noqa: E402
 from limbeck.engines.decoder.plain import Plain  # noqa: E402
 from limbeck.engines.drafts import Draft  # noqa: E402
@@ -191,7 +191,7 @@ def main() -> None:
     options.add_argument("--quick", action="store_true")
     quick = options.parse_args().quick
     num_prompts = 16 if quick else 64
-    model = models.create_model("qwen2", 4096, 0, eos_token_id=0, pad_token_id=0, **SIZES).eval()
+    model = newborn.create_model("qwen2", 4096, 0, eos_token_id=0, pad_token_id=0, **SIZES).eval()
     variable, fixed = make_task(num_prompts, False), make_task(num_prompts, True)
     print(
         f"{models.num_parameters(model):,} parameters; {check(model, variable)} greedy texts equal"

@@ -76,12 +76,12 @@ def make_model(folder: Path) -> None:
     """Random weights, and a tokenizer of 4096 tokens."""
     import random
 
-    from limbeck import models
+    from limbeck import models, newborn
 
     words = ["".join(random.Random(i).choices("abcdefghijklmnop", k=5)) for i in range(4000)]
     texts = (" ".join(random.Random(i).choices(words, k=40)) for i in range(4000))
-    tokenizer = models.train_tokenizer(texts, 4096)
-    model = models.create_model(
+    tokenizer = newborn.train_tokenizer(texts, 4096)
+    model = newborn.create_model(
         "qwen2",
         4096,
         0,

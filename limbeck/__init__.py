@@ -1,11 +1,16 @@
 """Limbeck: from a strong reasoning teacher to a small, deployable student."""
 
+import logging
 from typing import Any
 
 from limbeck.errors import UserError, UserErrors
 
 __all__ = ["UserError", "UserErrors", "open", "plan", "run"]
 __version__ = "0.1.0"
+
+
+for name in ("torchao", "torch.utils._pytree"):  # told on import of what no CPU can use
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from limbeck import planner, runner
+from limbeck import planner, processes, runner
 from limbeck import recipe as recipes
 from limbeck.planner import Step
 from limbeck.recipe import Recipe
@@ -31,7 +31,8 @@ def run(
     folder = _folder(loaded, run, size)
     runner.run(loaded, folder, tuple(redo), tuple(keep), command)
     finished = Run(folder)
-    finished.write_report()
+    if processes.leads():
+        finished.write_report()
     return finished
 
 

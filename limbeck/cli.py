@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from limbeck import secrets
+from limbeck import processes, secrets
 from limbeck.errors import UserError, UserErrors, disk_is_full, is_closed
 
 app = typer.Typer(
@@ -59,6 +59,8 @@ def run(
         keep=keep,
         command=_command(),
     )
+    if not processes.leads():
+        return
     if text := finished.results_text():
         typer.echo(f"\n{progress.visible(text)}\n")
     typer.echo(f"report: {finished.path / 'report.html'}")
@@ -204,7 +206,10 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
 
 
 def _command() -> str:
-    return shlex.join(["limbeck", *sys.argv[1:]])
+    words = ["limbeck", *sys.argv[1:]]
+    if processes.num_started() > 1:
+        words = ["torchrun", "--nproc-per-node", str(processes.num_here()), "-m", "--", *words]
+    return shlex.join(words)
 
 
 class _Stopped(BaseException):
@@ -256,18 +261,25 @@ def _exit_code(command: Callable[[], Any]) -> int:
             what = "the disk is full; nothing that was finished is lost"
             _say(f"{what}. Free space, then go on with: {_command()}")
             return 1
+        if processes.is_lost(error):
+            what = "another process of this run has ended; what was finished is kept"
+            _say(f"{what}. Go on with: {_command()}")
+            return 1
         if isinstance(error, BrokenPipeError):  # whoever read our words has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return 1
         if is_closed(error):
             _say(f"{error}; choose a folder that you may write to")
             return 2
-        typer.echo(secrets.hidden(traceback.format_exc()), err=True)
+        if processes.speaks():
+            typer.echo(secrets.hidden(traceback.format_exc()), err=True)
         return 1
 
 
 def _say(mistake: str) -> None:
-    """One line, whatever it quotes."""
+    """One line, whatever it quotes; of several processes, one speaks."""
     from limbeck.progress import visible
 
+    if not processes.speaks():
+        return
     typer.echo(f"limbeck: {visible(secrets.hidden(' '.join(mistake.split())))}", err=True)

@@ -48,6 +48,7 @@ TracesPath = Annotated[str, Reference("traces")]
 VerdictsPath = Annotated[str, Reference("verdicts")]
 DatasetPath = Annotated[str, Reference("dataset")]
 ScoresPath = Annotated[str, Reference("scores")]
+DistributionsPath = Annotated[str, Reference("distributions")]
 ModelPath = Annotated[str, Reference("model")]
 FilePath = Annotated[str, Reference("file")]
 
@@ -221,7 +222,10 @@ def _set_fields(value: Plugin | BaseModel) -> Iterator[tuple[str, Any, set[type]
     else:
         fields = {name: getattr(value, name) for name in type(value).model_fields}
         hints = hints_of(type(value))
-        defaults = {name: field.default for name, field in type(value).model_fields.items()}
+        defaults = {
+            name: field.get_default(call_default_factory=True)
+            for name, field in type(value).model_fields.items()
+        }
     for name, field in fields.items():
         if field != defaults.get(name, ...):
             yield name, field, {type(mark) for mark in typing.get_args(hints[name])[1:]}

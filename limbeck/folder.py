@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,7 +29,9 @@ class Machine(StageConfig):
 class StageFolder:
     """Where a stage writes. `key` is the identity that its rows' ids carry.
 
-    `recipe` is the recipe's name: what is written is the same in whichever folder it is run.
+    `recipe` is the recipe's name: what is written is the same in whichever folder it is run. Of
+    several processes at one stage only the first `leads`; the others keep no books, and what they
+    tell is dropped.
     """
 
     path: Path
@@ -36,6 +39,7 @@ class StageFolder:
     key: str = ""
     machine: Machine = field(default_factory=Machine)
     recipe: str = "run"
+    leads: bool = True
 
     def row_id(self, problem_id: str, index: int, label: str = "") -> str:
         """A row's id is what it is a sample of, never its text: equal texts stay two rows."""
@@ -43,13 +47,16 @@ class StageFolder:
 
     def metric(self, **row: Any) -> None:
         """Adds a row to `metrics.jsonl`."""
-        store.append_json(self.path / "metrics.jsonl", row)
+        if self.leads:
+            store.append_json(self.path / "metrics.jsonl", row)
 
     def metrics(self) -> list[dict[str, Any]]:
         return store.read_jsonl(self.path / "metrics.jsonl")
 
     def log(self, line: str) -> None:
         """Tells the person who waits, and keeps it in `log.txt`."""
+        if not self.leads:
+            return
         with open(self.path / "log.txt", "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {progress.visible(line)}\n")
         progress.say(f"  {line}")
@@ -69,10 +76,15 @@ class StageFolder:
 
     def account(self, work: str) -> AbstractContextManager[dict[str, Any]]:
         """Times a piece of work into `ledger.jsonl`."""
+        if not self.leads:
+            return nullcontext(defaultdict(float))
         return ledger.account(self.path / "ledger.jsonl", work)
 
     @contextmanager
     def progress(self, total: float, unit: str) -> Iterator[Any]:
         """A progress bar with the stage's name; yields `advance(amount, note="")`."""
+        if not self.leads:
+            yield lambda amount, note="": None
+            return
         with progress.progress(self.name, total, unit) as advance:
             yield advance

@@ -6,11 +6,11 @@ import os
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from limbeck import store
+from limbeck import memory, store
 
 SUMMED = ("wall_seconds", "cpu_seconds", "tokens_in", "tokens_out", "flops")
 
@@ -30,8 +30,18 @@ def training_flops(num_parameters: int, num_tokens: int) -> float:
 
 
 def peak_memory_mib() -> float:
-    """The most memory that this process has held so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most memory that this process has held since `forget_peak`, in MiB."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    except (OSError, ValueError, IndexError):  # no Linux, or one that does not say
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def forget_peak() -> None:
+    """Counts the peak of memory from now on, where the system lets us (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def cpu_seconds() -> float:
@@ -56,17 +66,32 @@ def gemm_gflops(seconds: float = 0.5) -> float:
     return round(count * 2 * 1024**3 / spent / 1e9, 1)
 
 
+_open: list[dict[str, Any]] = []  # accounts; one may lie within another
+
+
+def _note_peak() -> None:
+    for row in _open:
+        row["peak_memory_mib"] = max(row["peak_memory_mib"], round(peak_memory_mib(), 1))
+
+
 @contextmanager
 def account(path: Path, work: str) -> Iterator[dict[str, Any]]:
     """Times a piece of work and adds its row to the ledger; the caller fills in what was used."""
     row: dict[str, Any] = {"work": work, "tokens_in": 0, "tokens_out": 0, "flops": 0.0}
+    row["peak_memory_mib"] = 0.0
+    if not _open:
+        memory.give_back()  # what others have freed is no part of it
+    _note_peak()
+    forget_peak()
+    _open.append(row)
     wall, cpu = time.monotonic(), cpu_seconds()
     try:
         yield row
     finally:
         row["wall_seconds"] = round(time.monotonic() - wall, 3)
         row["cpu_seconds"] = round(cpu_seconds() - cpu, 3)
-        row["peak_memory_mib"] = round(peak_memory_mib(), 1)
+        _note_peak()
+        _open[:] = [other for other in _open if other is not row]
         store.append_json(path, row)
 
 

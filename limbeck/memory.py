@@ -42,3 +42,10 @@ def keep_freed() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_TOP_PAD, 64 << 20)
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+
+
+def give_back() -> None:
+    """Has glibc return to the system what was freed: what is held from now on is in use."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)

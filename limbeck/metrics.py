@@ -1,12 +1,16 @@
-"""What a number of graded samples tells: pass@k, an interval that knows of problems, a paired test.
+"""What graded samples tell: pass@k, intervals that know of problems, paired tests.
 
 Throughout, P is the number of problems, and a problem's mean is the share of its samples that are
 correct. Problems are what was drawn at random, so all uncertainty is over problems: sixteen samples
 of one problem are not sixteen problems (Miller 2024, https://arxiv.org/abs/2411.00640).
+
+A metric is a share, 0 to 1, the more the better, unless `NATS` names it: nats per token, the fewer
+the better, where a problem counts by its tokens.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,6 +19,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+NATS = ("nll", "kl")
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -49,16 +55,69 @@ def interval(problem_means: ArrayLike, level: float = 0.95) -> tuple[float, floa
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
-def result(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """pass@1 of a group of score rows, one a problem, with its 95 % interval and what it cost.
+def mean_interval(
+    values: ArrayLike, weights: ArrayLike
+) -> tuple[float, float | None, float | None]:
+    """(mean, low, high) of values without bounds (P,), each counted by its weight (P,), 95 %.
 
-    `cost` is FLOPs per answer, prompt included.
+    A mean of weighted values is a ratio of two sums; its standard error is the usual one of ratios
+    (Cochran 1977, 6.3), and the interval Student's. Of a single value there is none.
     """
-    means = [row["num_correct"] / row["num_samples"] for row in scores]
-    low, high = interval(means)
+    value, weight = (np.asarray(of, dtype=np.float64) for of in (values, weights))
+    mean = float((weight * value).sum() / weight.sum())
+    errors = weight / weight.mean() * (value - mean)
+    if len(value) == 1:
+        return mean, None, None
+    half = _student_quantile(0.975, len(value) - 1) * _standard_error(errors)
+    return mean, mean - half, mean + half
+
+
+def value_of(row: Mapping[str, Any]) -> float:
+    """A score row's own: the share of its samples that are right, if it says nothing else."""
+    value = row.get("value")
+    return row["num_correct"] / row["num_samples"] if value is None else value
+
+
+def weight_of(row: Mapping[str, Any]) -> float:
+    """What a score row counts among others."""
+    return 1.0 if row.get("weight") is None else row["weight"]
+
+
+def summarise(scores: Sequence[Mapping[str, Any]], by: Sequence[str]) -> list[dict[str, Any]]:
+    """A result for each group of score rows that share what `by` names, the metric among it.
+
+    Behind negative log-likelihood stands what follows from it, perplexity: exp(nats per token).
+    """
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in scores:
+        groups.setdefault(tuple(row[key] for key in by), []).append(row)
+    rows = []
+    for group, members in groups.items():
+        about, told = dict(zip(by, group, strict=True)), result(members)
+        rows.append({**about, **told})
+        if about["metric"] == "nll":
+            rows.append({**about, "metric": "perplexity", **told, "unit": "perplexity"})
+            for key in ("value", "low", "high"):
+                rows[-1][key] = None if told[key] is None else math.exp(told[key])
+    return rows
+
+
+def result(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of a group of score rows, one a problem, with its 95 % interval and what it cost.
+
+    `cost` is FLOPs per answer, prompt included. What is no share says its `unit`.
+    """
+    means = [value_of(row) for row in scores]
+    low: float | None
+    high: float | None
+    if scores[0]["metric"] in NATS:
+        mean, low, high = mean_interval(means, [weight_of(row) for row in scores])
+        unit = {"unit": "nats"}
+    else:
+        mean, (low, high), unit = sum(means) / len(means), interval(means), {}
     answers = sum(row["num_samples"] for row in scores)
     return {
-        "value": sum(means) / len(means),
+        "value": mean,
         "low": low,
         "high": high,
         "num_problems": len(scores),
@@ -67,6 +126,7 @@ def result(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "failed": sum(row["num_failed"] for row in scores) / answers,
         "truncated": sum(row["num_truncated"] for row in scores) / answers,
         "cost": sum(row["flops"] for row in scores) / answers,
+        **unit,
     }
 
 
@@ -81,29 +141,38 @@ class PairedTest:
 
 
 def paired_test(
-    a: ArrayLike, b: ArrayLike, seed: int = 0, num_permutations: int = 10_000
+    a: ArrayLike,
+    b: ArrayLike,
+    seed: int = 0,
+    num_permutations: int = 10_000,
+    weights: ArrayLike | None = None,
 ) -> PairedTest:
     """Compares the problem means `a` (P,) and `b` (P,), same problems in the same order.
 
-    p is that of the sign-flip permutation test: were the models alike, each problem's difference
-    could as well have had the other sign (Fisher 1935). All signs are tried where these are at most
-    `num_permutations`; else as many are drawn, and p = (extreme + 1) / (drawn + 1). The interval
-    is Student's. Raises ValueError if the lengths differ.
+    They are shares unless they have `weights` (P,), by which their differences then count. p is
+    that of the sign-flip permutation test: were the models alike, each problem's difference could
+    as well have had the other sign (Fisher 1935). All signs are tried where these are at most
+    `num_permutations`; else as many are drawn, and p = (extreme + 1) / (drawn + 1). The interval is
+    Student's. Raises ValueError if the lengths differ.
     """
     differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)  # (P,)
     if np.shape(a) != np.shape(b) or differences.ndim != 1 or not len(differences):
         raise ValueError(f"paired means need one shape (P,), not {np.shape(a)} and {np.shape(b)}")
+    most = 1.0
+    if weights is not None:
+        weight = np.asarray(weights, dtype=np.float64)
+        differences, most = differences * weight / weight.mean(), float("inf")
     mean = float(differences.mean())
     half = _student_quantile(0.975, len(differences) - 1) * _standard_error(differences)
     p = _sign_flip_p(differences[differences != 0], seed, num_permutations)
-    return PairedTest(mean, max(-1.0, mean - half), min(1.0, mean + half), p)
+    return PairedTest(mean, max(-most, mean - half), min(most, mean + half), p)
 
 
-def verdict(test: PairedTest, level: float = 0.05) -> str:
+def verdict(test: PairedTest, level: float = 0.05, less_is_better: bool = False) -> str:
     """'a better', 'b better' or 'not distinguishable' at `level`."""
     if test.p >= level:
         return "not distinguishable"
-    return "a better" if test.difference > 0 else "b better"
+    return "a better" if (test.difference < 0) == less_is_better else "b better"
 
 
 def _sign_flip_p(differences: NDArray[np.float64], seed: int, num_permutations: int) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,7 +24,7 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from limbeck import guard, newborn, store
+from limbeck import guard, newborn, processes, store
 from limbeck.errors import UserError
 
 transformers_logging.disable_progress_bar()  # ours say how long; weights load in a moment
@@ -98,14 +99,21 @@ def load_model(
 def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
 ) -> None:
-    """Writes a Hugging Face folder aside, flushes it to disk and renames it into place."""
-    check_finite(model.state_dict(), str(folder))
+    """Writes a Hugging Face folder aside, flushes it to disk and renames it into place.
+
+    Every process that holds a share of the model calls this; the first of them writes.
+    """
     folder = Path(folder)
+    kept = "cpu" if processes.leads() else "meta"
+    weights = plain_weights(model, kept) if is_sharded(model) else model.state_dict()
+    if not processes.leads():
+        return
+    check_finite(weights, str(folder))
     aside = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     point = f"{folder.parent.name}.{folder.name}"
-    model.save_pretrained(aside)
+    model.save_pretrained(aside, state_dict=weights)
     store.failpoint(f"{point}.weights")
     tokenizer.save_pretrained(aside)
     _sync([*aside.iterdir(), aside])
@@ -123,7 +131,8 @@ def save_model(
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """UserError that names the first tensor with a value that is not finite, before it is saved."""
     for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
+        own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if not bool(torch.isfinite(own).all()):
             raise UserError(where, f"{name} is not finite", "nothing was saved; lower the lr")
 
 
@@ -179,6 +188,61 @@ def pick_device(name: str = "auto") -> torch.device:
     if not is_there.get(device.type, True):
         raise UserError(f"device {name}", "this machine or this torch has none", "take auto or cpu")
     return device
+
+
+def shard(model: nn.Module) -> None:
+    """Spreads a model over the processes that torchrun has started (FSDP2, arXiv:2304.11277).
+
+    Each decoder layer gathers its weights when its turn comes, the rest when `model` is called:
+    give the module whose `forward` uses every weight. Frozen weights are spread as well. Where a
+    process is alone nothing happens.
+    """
+    if processes.num() == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(pick_device().type, (processes.num(),))
+    for layer in _decoder_layers(model):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def plain_weights(model: nn.Module, device: str | None = None) -> dict[str, Tensor]:
+    """Its whole weights by name, tied ones the same tensor; of a sharded model, in every process.
+
+    All processes call this together. `device` is where they come to lie; None leaves them where
+    they are.
+    """
+    whole: dict[int, Tensor] = {}
+    weights = model.state_dict(keep_vars=True)
+    for tensor in weights.values():
+        if id(tensor) not in whole:
+            full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            whole[id(tensor)] = full.detach().to(device)
+    return {name: whole[id(tensor)] for name, tensor in weights.items()}
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Gradient checkpointing (arXiv:1604.06174): each layer keeps its input alone.
+
+    The backward pass computes the rest again: a third more work, and the same numbers.
+    """
+    # transformers 5 renames it on its way
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def _decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """What transformers never splits over devices."""
+    inside = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    names = {name for module in inside for name in module._no_split_modules or ()}
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def _vocabulary_weights(model: nn.Module) -> list[nn.Parameter]:

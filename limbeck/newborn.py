@@ -41,9 +41,10 @@ def create_model(
     """A fresh model with the config's own initializer, from `seed` alone.
 
     `architecture` is a transformers model type (qwen2, qwen3, llama, gpt2), `sizes` are fields of
-    its config, by llama's names for GPT-2 too; it has no dropout unless told. torch's global random state is neither used nor changed. For a tokenizer of one's
-    own take another than qwen2: transformers' AutoTokenizer, hence other programs, would replace
-    its splitting rules.
+    its config; GPT-2's may be called by llama's names. There is no dropout unless `sizes` name
+    one. torch's global random state is neither used nor changed. For a tokenizer of one's own take
+    another than qwen2: transformers' AutoTokenizer, hence other programs, would replace its
+    splitting rules.
     """
     if architecture not in CONFIG_MAPPING:
         raise UserError(
@@ -52,11 +53,11 @@ def create_model(
             "take qwen3, llama or another of its model types",
         )
     blank = AutoConfig.for_model(architecture)
-    known = {name: blank.attribute_map.get(name, name) for name in COMMON_NAMES}
     fields = blank.to_dict()
-    if "n_inner" in fields:  # GPT-2's, which its own map forgets
-        known["intermediate_size"] = "n_inner"
-    sizes = {known.get(name, name): size for name, size in sizes.items()}
+    own_names = dict(blank.attribute_map)
+    if "n_inner" in fields:  # GPT-2's, which its map forgets
+        own_names["intermediate_size"] = "n_inner"
+    sizes = {own_names.get(name, name): size for name, size in sizes.items()}
     if unknown := sorted(set(sizes) - set(fields)):
         raise UserError(
             f"model {architecture}",

@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from limbeck import guard, tables
+from limbeck import guard, store, tables
 from limbeck.config import suggest
 from limbeck.errors import UserError
+from limbeck.guard import weights
 
 NUM_LOOKED_AT = 1000  # rows
 MAX_JSON = 64 << 20
@@ -31,6 +32,8 @@ def mistake(kind: str, path: Path) -> str | None:
             return None if path.is_file() else f"{str(path)!r} is a folder; name the file in it"
         if kind == "model":
             return _of_model(path)
+        if kind == "distributions":
+            return _of_distributions(path)
         return _of_table(kind, path) if kind in NEEDED else None
     except UserError as error:
         return f"{error.where}: {error.what}; {error.way_out}"
@@ -72,6 +75,19 @@ def _num_tokens(tokenizer: dict[str, Any]) -> int:
     added = tokenizer.get("added_tokens") or []
     ids += [token.get("id") for token in added if isinstance(token, dict)]
     return max((i for i in ids if isinstance(i, int)), default=-1) + 1
+
+
+def _of_distributions(folder: Path) -> str | None:
+    about = folder / "distributions.json"
+    if not about.is_file():
+        way_out = "give what a score stage wrote, RUN/score/distributions for instance"
+        return f"{str(folder)!r} holds no distributions (it has no {about.name}); {way_out}"
+    for name in store.read_sealed(about).get("files", ()):
+        if not (folder / name).is_file():
+            return f"{str(folder / name)!r} is missing; {store.REMAKE}"
+        if name.endswith(".safetensors"):
+            weights.read_header(folder / name)
+    return None
 
 
 def _of_table(kind: str, path: Path) -> str | None:

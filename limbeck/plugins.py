@@ -145,6 +145,7 @@ Source = Annotated[Plugin, Kind("source", "limbeck.problems", "read")]
 EngineChoice = Annotated[Plugin, Kind("engine", "limbeck.engines", "connect")]
 VerifierChoice = Annotated[Plugin, Kind("verifier", "limbeck.verifiers", "verify")]
 FilterChoice = Annotated[Plugin, Kind("filter", "limbeck.filters")]
+DivergenceChoice = Annotated[Plugin, Kind("divergence", "limbeck.train.divergences")]
 
 
 def _checked(function: Any) -> Callable[..., Any]:

@@ -60,6 +60,7 @@ def load(
 ) -> Recipe:
     """A recipe from a file or a mapping, with its size and overrides applied, checked whole.
 
+    A stage that is `false` is left out: it keeps a place for one that only some sizes have.
     Raises UserErrors with every mistake, each with file, line and key.
     """
     lines: Lines = {}
@@ -82,9 +83,10 @@ def load(
     machine = check.config((), "machine", Machine, value["machine"])
     checked = []
     writes: dict[str, dict[str, str] | None] = {}  # of the stages so far; None: nobody knows
-    for key, entry in value["stages"].items():
+    stages = {key: entry for key, entry in value["stages"].items() if entry is not False}
+    for key, entry in stages.items():
         if stage := check.stage(key, entry):
-            check.references(stage, writes, list(value["stages"]))
+            check.references(stage, writes, list(stages))
             checked.append(stage)
         verb = entry.get("stage", key) if isinstance(entry, dict) else key
         writes[key] = _module(verb).WRITES if verb in VERBS else None
@@ -111,11 +113,14 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
 
 
 def _override(value: dict[str, Any], key: str, setting: Any, check: _Check) -> None:
-    """Sets `stage.field`, or `machine.field`, in place."""
+    """Sets `stage.field`, or `machine.field`, in place; or a whole stage, `false` for none."""
     head, *path = str(key).split(".")
     stages = value["stages"]
     if head != "machine" and head not in stages:
         check.wrong((key,), f"no stage {head!r}; {suggest(head, list(map(str, stages)))}")
+        return
+    if not path and head in stages and (setting is False or isinstance(setting, dict)):
+        stages[head] = _copy(setting)
         return
     place = value["machine"] if head == "machine" else stages[head]
     if not path or not isinstance(place, dict):
@@ -260,8 +265,10 @@ def schema() -> dict[str, Any]:
         choice["title"] = verb
         choices[verb] = choice
     definitions.update(choices)
-    by_name = {verb: {"$ref": f"#/$defs/{verb}"} for verb in VERBS}
-    named = {"anyOf": [{"$ref": f"#/$defs/{verb}", "required": ["stage"]} for verb in VERBS]}
+    left_out = {"const": False}
+    by_name = {verb: {"anyOf": [{"$ref": f"#/$defs/{verb}"}, left_out]} for verb in VERBS}
+    choices_of_verb = [{"$ref": f"#/$defs/{verb}", "required": ["stage"]} for verb in VERBS]
+    named = {"anyOf": [*choices_of_verb, left_out]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A Limbeck recipe",

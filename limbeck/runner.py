@@ -6,19 +6,30 @@ import os
 import platform
 import shutil
 import time
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from limbeck import ledger, memory, progress, store
-from limbeck.config import map_references, written
+from limbeck import ledger, memory, processes, progress, store
+from limbeck.config import StageConfig, map_references, written
 from limbeck.errors import UserError, UserErrors
 from limbeck.folder import Machine, StageFolder
 from limbeck.planner import Step, content, plan, references, replan
 from limbeck.recipe import Recipe, Stage
 
 OURS = ("lock", ".recipe.json.tmp", "sessions.jsonl", "report.html")  # beside recipe.json
-PACKAGES = ("limbeck", "torch", "transformers", "tokenizers", "pyarrow", "reasoning_gym")
+PACKAGES = (
+    "limbeck",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "torchao",
+    "bitsandbytes",
+    "pyarrow",
+    "reasoning_gym",
+)
 
 
 def run(
@@ -30,8 +41,37 @@ def run(
 ) -> None:
     """Runs what the plan says is missing; a finished stage is never touched.
 
-    Raises UserErrors for stages that are stale, with the ways out, before anything runs.
+    Raises UserErrors for stages that are stale, with the ways out, before anything runs. Under
+    torchrun the first process does all that; the others take part in what it asks of them, and
+    return when it does.
     """
+    if processes.num_started() > 1:
+        machine = settle(recipe.machine)  # hides GPUs that are not wanted
+        processes.join()
+        if not processes.leads():
+            return _follow(recipe, run_dir, machine)
+    with processes.leading():
+        _lead(recipe, run_dir, redo, keep, command)
+
+
+def _follow(recipe: Recipe, run_dir: Path, machine: Machine) -> None:
+    """Computes its part of each stage that all take part in; writes and says nothing."""
+    progress.quiet = True
+    stages = {stage.name: stage for stage in recipe.stages}
+    for message in processes.heard():
+        name = message["stage"]
+        out = StageFolder(run_dir / name, name, message["key"], machine, recipe.name, leads=False)
+        with processes.together():
+            stages[name].module.run(_inside(stages[name], run_dir), out)
+
+
+def _lead(
+    recipe: Recipe,
+    run_dir: Path,
+    redo: tuple[str, ...],
+    keep: tuple[str, ...],
+    command: str,
+) -> None:
     for name in (*redo, *keep):
         if name not in (names := [stage.name for stage in recipe.stages]):
             raise UserError(f"--redo/--keep {name}", "is no stage", f"there is {', '.join(names)}")
@@ -113,18 +153,17 @@ def _run_stage(step: Step, run_dir: Path, machine: Machine, recipe: str) -> None
     inputs = {path: content(run_dir, path) for path in references(stage)}
     started = {**step.record, "inputs": inputs}
     started |= {"machine": _about(machine), "versions": versions()}
+    out = StageFolder(folder, stage.name, step.identity, machine, recipe)
+    is_spread = getattr(stage.module, "DISTRIBUTED", False)
     if step.state == "resume":
-        _refuse_other_machine(store.read_sealed(folder / "started.json"), started, folder)
+        _compare_machines(store.read_sealed(folder / "started.json"), started, out, is_spread)
     (folder / "stage.json").unlink(missing_ok=True)
     store.write_sealed(folder / "started.json", {**started, "config": written(stage.config)})
     store.failpoint(f"{stage.name}.started")
-    out = StageFolder(folder, stage.name, step.identity, machine, recipe)
-
-    def inside(kind: str, path: str, key: str) -> str:
-        return str(run_dir / path[2:]) if path.startswith("./") else path
-
     begun = time.monotonic()
-    summary = stage.module.run(map_references(stage.config, inside), out)
+    told = {"stage": stage.name, "key": step.identity}
+    with processes.together(**told) if is_spread else nullcontext():
+        summary = stage.module.run(_inside(stage, run_dir), out)
     manifest = {
         "stage": stage.name,
         "verb": stage.verb,
@@ -147,30 +186,43 @@ def _sweep(stage: Stage, run_dir: Path) -> None:
         shutil.rmtree(run_dir / stage.name / name, ignore_errors=True)
 
 
-def _refuse_other_machine(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Bits depend on threads, device and torch: half a stage under each would be neither's."""
+def _inside(stage: Stage, run_dir: Path) -> StageConfig:
+    """A stage's config with its references as paths."""
+
+    def path_of(kind: str, path: str, key: str) -> str:
+        return str(run_dir / path[2:]) if path.startswith("./") else path
+
+    return map_references(stage.config, path_of)
+
+
+def _compare_machines(
+    before: dict[str, Any], now: dict[str, Any], out: StageFolder, is_spread: bool
+) -> None:
+    """Bits depend on threads, device and torch: half a stage under each would be neither's.
+
+    A stage that several processes share goes on with any number of them, and says so.
+    """
+    num_before, num_now = (about["machine"].get("processes", 1) for about in (before, now))
+    is_other_number = is_spread and num_before != num_now
+    if is_other_number:
+        out.log(f"begun by {num_before} processes, {num_now} go on; sums will round otherwise")
+    compared = ["device"] if is_other_number else ["threads", "device"]
     for what, was, is_now in [
-        *((k, before["machine"].get(k), now["machine"][k]) for k in ("threads", "device")),
+        *((k, before["machine"].get(k), now["machine"][k]) for k in compared),
         ("torch", before["versions"].get("torch"), now["versions"].get("torch")),
     ]:
         if was != is_now:
             way_out = f"go on with machine.{what}={was}" if what != "torch" else f"install {was}"
             raise UserError(
-                str(folder),
+                str(out.path),
                 f"was begun with {what} {was}, this is {is_now}",
-                f"{way_out}, or start the stage anew with --redo {folder.name}",
+                f"{way_out}, or start the stage anew with --redo {out.name}",
             )
 
 
 def settle(machine: Machine) -> Machine:
     """The machine with every `auto` decided, and torch told about it, where it is installed."""
-    threads = machine.threads
-    if threads == "auto":
-        threads = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
+    threads = _own_cores() if machine.threads == "auto" else machine.threads
     device = machine.device
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for engines, too, which look for themselves
@@ -187,8 +239,16 @@ def settle(machine: Machine) -> Machine:
     return Machine(device=device, threads=threads)
 
 
+def _own_cores() -> int:
+    """How many cores this process may use, if those beside it take as many."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(1, cores // processes.num_here())
+
+
 def _about(machine: Machine) -> dict[str, Any]:
-    return {"device": machine.device, "threads": machine.threads, "platform": platform.platform()}
+    about = {"device": machine.device, "threads": machine.threads}
+    return about | {"processes": processes.num_started(), "platform": platform.platform()}
 
 
 def _gemm_gflops() -> float | None:

@@ -50,6 +50,7 @@ SCHEMAS = {
             ("correct", pa.bool_()),
             ("extracted", pa.string()),
             ("reason", pa.string()),
+            ("score", pa.float64()),
         ]
     ),
     "decisions": pa.schema(
@@ -79,9 +80,13 @@ SCHEMAS = {
             ("prompt_tokens", pa.int64()),
             ("completion_tokens", pa.int64()),
             ("flops", pa.float64()),
+            ("value", pa.float64()),  # the metric of this problem
+            ("weight", pa.float64()),  # what it counts: 1, or the tokens that it is the mean of
         ]
     ),
 }
+LATER = {"score": pa.float64()}
+"""Columns that tables of before do not have; whoever asks for them reads nulls."""
 
 
 def to_table(kind: str, rows: Iterable[Any]) -> pa.Table:
@@ -143,7 +148,9 @@ def read_table(path: Path | str, columns: list[str] | None = None) -> pa.Table:
     if ".jsonl" in path.name:
         table = _from_rows(store.read_jsonl(path), path)
         return table.select(columns) if columns else table
-    return pa.concat_tables([_read_part(file, columns) for file in files])
+    return pa.concat_tables(
+        [_read_part(file, columns) for file in files], promote_options="default"
+    )
 
 
 def iter_batches(
@@ -165,7 +172,7 @@ def iter_batches(
             guard.check_parquet(file, columns)
             with pq.ParquetFile(file, buffer_size=1 << 20, page_checksum_verification=True) as part:
                 for batch in part.iter_batches(rows, columns=columns):
-                    yield batch.select(columns) if columns else batch
+                    yield _completed(batch, columns).select(columns) if columns else batch
 
 
 def _checked(path: Path) -> list[Path]:
@@ -197,9 +204,18 @@ def _read_part(file: Path, columns: list[str] | None) -> pa.Table:
     with _read_errors(file):
         _check_whole(file)
         guard.check_parquet(file, columns)
-        return pq.read_table(
+        table = pq.read_table(
             file, columns=columns, page_checksum_verification=True, memory_map=False
         )
+        return _completed(table, columns or [])
+
+
+def _completed(rows: Any, columns: list[str]) -> Any:
+    """The same table or batch, with nulls in what was asked for and came later than it did."""
+    for name in columns:
+        if name in LATER and name not in rows.schema.names:
+            rows = rows.append_column(name, pa.nulls(rows.num_rows, LATER[name]))
+    return rows
 
 
 def _check_whole(file: Path) -> None:

@@ -68,12 +68,16 @@ class Trace:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verifier's judgement. `correct` is None when no judgement was possible."""
+    """A verifier's judgement. `correct` is None when no judgement was possible.
+
+    `score` is partial credit in [0, 1], where the verifier knows one: F1 of a span of text.
+    """
 
     trace_id: str
     correct: bool | None
     extracted: str | None
     reason: Reason
+    score: float | None = None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ COLUMNS = {
     "traces": [f.name for f in fields(Trace) if f.name not in ("token_ids", "logprobs")],
     "verdicts": [field.name for field in fields(Verdict)],
 }
-MAY_LACK = ("answer", "domain", "split", "model", "correct", "extracted", "reason")
+MAY_LACK = ("answer", "domain", "split", "model", "correct", "extracted", "reason", "score")
 
 
 @dataclass(frozen=True)

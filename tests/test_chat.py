@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from limbeck import chat
 from limbeck.errors import UserError
-from limbeck.models import CHAT_TEMPLATE, train_tokenizer
+from limbeck.newborn import CHAT_TEMPLATE, train_tokenizer
 from limbeck.types import Message
 
 QWEN_LIKE = """\

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from limbeck.metrics import interval, paired_test, pass_at_k, verdict
+from limbeck.metrics import interval, mean_interval, paired_test, pass_at_k, verdict
 
 
 @pytest.mark.parametrize("num_samples", [1, 4, 7])
@@ -113,3 +113,43 @@ def test_means_must_be_paired():
         paired_test([1.0, 0.0], [1.0])
     with pytest.raises(ValueError, match="one shape"):
         paired_test([], [])
+
+
+def test_a_mean_of_tokens_covers_as_often_as_it_says():
+    """Nats per token of problems whose length and level differ, and go together."""
+    rng = np.random.default_rng(3)
+    hits = 0
+    for _ in range(2000):
+        tokens = rng.integers(1, 12, 80).astype(float)
+        nats = rng.gamma(4.0, 1.0, 80) + 4 / tokens
+        _, low, high = mean_interval(nats, tokens)
+        hits += low <= 4 + 4 * 80 / (80 * 6) <= high  # E[t * (4 + 4 / t)] / E[t]
+    assert 0.92 < hits / 2000 < 0.97
+
+
+def test_a_mean_of_tokens_is_that_of_all_tokens():
+    mean, low, high = mean_interval([1.0, 3.0, 2.0], [1.0, 3.0, 2.0])
+    assert mean == pytest.approx((1 + 9 + 4) / 6) and low < mean < high
+    assert mean_interval([1.5], [4.0]) == (1.5, None, None)
+    plain = stats.ttest_1samp([0.2, 0.9, 1.4, 3.0, 2.0, 1.1], 0).confidence_interval(0.95)
+    alike = mean_interval([0.2, 0.9, 1.4, 3.0, 2.0, 1.1], [5.0] * 6)
+    assert alike[1:] == pytest.approx((plain.low, plain.high), rel=1e-2)  # Student's, expanded
+
+
+def test_weights_of_one_change_nothing_and_others_count():
+    rng = np.random.default_rng(5)
+    a, b = rng.random(60), rng.random(60)
+    plain, weighted = paired_test(a, b), paired_test(a, b, weights=np.ones(60))
+    assert plain == weighted
+    tokens = rng.integers(1, 30, 60).astype(float)
+    test = paired_test(3 * a, 3 * b, weights=tokens)
+    assert test.difference == pytest.approx((tokens * 3 * (a - b)).sum() / tokens.sum())
+    far = paired_test([9.0, 8.0, 9.5], [1.0, 2.0, 1.5], weights=[1.0, 1.0, 1.0])
+    assert far.high > 1  # nats have no bounds
+
+
+def test_less_may_be_better():
+    near = paired_test(np.full(20, 0.4), np.linspace(0.5, 0.9, 20))
+    assert (verdict(near), verdict(near, less_is_better=True)) == ("b better", "a better")
+    same = paired_test([0.1, 0.2], [0.2, 0.1])
+    assert verdict(same, less_is_better=True) == "not distinguishable"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from limbeck import models
+from limbeck import models, newborn
 from limbeck.errors import UserError
 from limbeck.train.head import TokenModel
 
@@ -29,11 +29,11 @@ def texts() -> Iterator[str]:
 
 @cache
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    return models.train_tokenizer(texts(), 330)
+    return newborn.train_tokenizer(texts(), 330)
 
 
 def make_model(seed: int = 0, architecture: str = "qwen3", **sizes: object) -> PreTrainedModel:
-    return models.create_model(
+    return newborn.create_model(
         architecture, 330, seed, eos_token_id=3, pad_token_id=0, **{**SIZES, **sizes}
     )
 
@@ -195,10 +195,21 @@ def test_tokenizer_merges_words_but_no_digits() -> None:
 
 
 def test_tokenizer_is_deterministic() -> None:
-    again = models.train_tokenizer(texts(), 330)
+    again = newborn.train_tokenizer(texts(), 330)
     assert again.get_vocab() == make_tokenizer().get_vocab()
 
 
 def test_pick_device() -> None:
     assert models.pick_device("cpu") == torch.device("cpu")
     assert models.pick_device("auto").type in {"cpu", "cuda"}
+
+
+def test_gpt2_is_created_by_common_names_and_without_dropout():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 24, "max_position_embeddings": 40}
+    config = newborn.create_model("gpt2", 61, 0, eos_token_id=1, pad_token_id=0, **sizes).config
+    assert (config.n_embd, config.n_layer, config.n_head) == (16, 3, 2)
+    assert (config.n_inner, config.n_positions) == (24, 40)
+    assert {config.resid_pdrop, config.embd_pdrop, config.attn_pdrop} == {0.0}
+    with pytest.raises(UserError, match="no num_key_value_heads"):
+        newborn.create_model("gpt2", 61, 0, eos_token_id=1, pad_token_id=0, num_key_value_heads=2)

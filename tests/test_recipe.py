@@ -153,6 +153,21 @@ def test_the_schema_beside_the_recipes_is_the_current_one():
     assert committed == recipes.schema(), "run `make schema`"
 
 
+def test_a_stage_may_be_of_one_size_only(tmp_path):
+    text = GOOD.replace("  sample:", "  early: false\n  sample:")
+    extra = "{stage: collect, num: 2, source: {name: squad}}"
+    text += f"sizes: {{more: {{early: {extra}}}, less: {{curate: false}}}}\n"
+    names = {
+        size: [stage.name for stage in load(tmp_path, text, size=size).stages]
+        for size in ("", "more", "less")
+    }
+    assert names[""] == ["collect", "sample", "verify", "curate"]
+    assert names["more"] == ["collect", "early", "sample", "verify", "curate"]
+    assert names["less"] == ["collect", "sample", "verify"]
+    without = recipes.parse_overrides(["verify=false"])
+    assert "names no stage" in mistakes(tmp_path, text, overrides=without)[0]
+
+
 def test_a_python_recipe_is_the_same_thing(tmp_path):
     path = tmp_path / "r.py"
     path.write_text(f"import yaml\nrecipe = yaml.safe_load('''{GOOD}''')\n")

@@ -356,3 +356,79 @@ def test_plots_stand_odd_numbers(points):
     ElementTree.fromstring(plots.funnel("t", "d", 0, [], {}))
     assert plots.histogram("t", "d", {"kept": []}) == ""
     ElementTree.fromstring(plots.histogram("t", "d", {"kept": [0], "dropped": [3, 4, 900]}))
+
+
+def in_nats() -> list[dict[str, Any]]:
+    """A student that is nearer to its teacher than another, and answers hardly anything."""
+    values = {
+        "kl": (0.412, 0.598),
+        "nll": (3.21, 3.75),
+        "perplexity": (24.8, 42.5),
+        "greedy": (0.03, 0.02),
+    }
+    units = {"kl": "nats", "nll": "nats", "perplexity": "perplexity"}
+    return [
+        {"name": name, "split": "heldout", "metric": metric, "value": value, "low": 0.9 * value,
+         "high": 1.1 * value, "num_problems": 50, "num_samples": 1, "tokens_per_answer": 5.0, "cost": 1e6}
+        | ({"unit": units[metric]} if metric in units else {})
+        for metric, pair in values.items() for name, value in zip(("live", "hard"), pair, strict=True)
+    ]  # fmt: skip
+
+
+NEARER = {"a": "live", "b": "hard", "split": "heldout", "metric": "kl", "difference": -0.186,
+          "low": -0.21, "high": -0.16, "p": 1e-4, "verdict": "a better", "unit": "nats"}  # fmt: skip
+
+
+def test_of_nats_less_is_better_and_none_is_per_cent():
+    line = headline(in_nats(), [NEARER])
+    assert line.startswith(
+        "KL to the teacher on held-out problems: `live` 0.412 (0.371-0.453) nats"
+    )
+    assert "0.186 nats per token is clear (p < 0.001)" in line and "%" not in line
+    table = results_table(
+        in_nats(), [NEARER, {**NEARER, "difference": 0.186, "low": 0.16, "high": 0.21}]
+    )
+    assert "0.412  (0.371-0.453)" in table and "24.8  (22.3-27.3)" in table
+    assert "live is closer to the teacher than hard on heldout, by 0.186 nats per token" in table
+    assert "live is farther from the teacher than hard on heldout" in table
+    assert table.count("per cent solved") == 1 and "less is better" in table
+
+
+def test_a_metric_that_does_not_tell_two_apart_is_named():
+    unclear = {**NEARER, "metric": "f1", "low": -0.3, "high": 0.1, "verdict": "not distinguishable"}
+    unclear.pop("unit")
+    told = "live and hard cannot be told apart by F1 on heldout (difference -30.0 to +10.0"
+    assert told in results_table(in_nats(), [unclear])
+
+
+def test_a_page_of_likelihoods():
+    rows = in_nats()
+    grid = [
+        {**rows[0], "temperature": temperature, "alpha": alpha, "value": temperature * alpha}
+        for temperature in (1.0, 2.0, 4.0) for alpha in (0.1, 0.5, 0.9)
+    ]  # fmt: skip
+    curve = {"name": "live", "points": [(1, 3.0), (2, 2.0)]}
+    curve["parts"] = {"teacher": [(1, 1.0), (2, 0.5)], "answers": [(1, 2.0), (2, 1.5)]}
+    scale = {"name": "live", "step": 0, "part": "teacher", "loss": 0.3, "share": 0.25}
+    size = {"name": "live", "num_parameters": 7e5, "num_bytes": 2.8e6, "tokens_per_second": 9e4}
+    page = render(
+        Report(
+            name="squad", title="t", results=rows, tests=[NEARER], curves=[curve], scales=[scale],
+            sizes=[size | {"peak_memory_mib": 512}], sweep=grid,
+            distributions=[{"name": "scored", "teacher": "x", "tokens": 9, "bytes": 4e6}],
+        )
+    )  # fmt: skip
+    assert "answer few questions right, the best one 3.0" in page
+    assert "0.412 (0.371–0.453)" in page and "41.2 %" not in page
+    assert "2.8 MB" in page and "25.0 %" in page and "4 MB" in page
+    picture = page.partition("over temperature</title>")[2].partition("</figure>")[0]
+    assert picture.count("<polyline") == 3 and "T = 4" in picture
+    few = render(Report(name="squad", title="t", results=[{**r, "value": 0.3} for r in rows[-2:]]))
+    assert "answer few questions right" not in few
+
+
+def test_a_grid_may_have_holes():
+    marks = [plots.Mark("", 1.0, 0.9, 1.1), None, plots.Mark("", 2.0, 1.9, 2.1)]
+    svg = plots.grid_plot("t", "d", ["1", "2", "4"], {"alpha 0.1": marks})
+    assert svg.count("mark") == 2 and ElementTree.fromstring(svg) is not None
+    assert plots.grid_plot("t", "d", ["1"], {"alpha 0.1": marks[:1]}) == ""

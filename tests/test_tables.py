@@ -10,7 +10,13 @@ from limbeck.errors import UserError
 
 SCHEMA = tables.SCHEMAS["verdicts"]
 ROWS = [
-    {"trace_id": f"t{n}", "correct": n % 3 == 0, "extracted": str(n) * 50, "reason": "wrong"}
+    {
+        "trace_id": f"t{n}",
+        "correct": n % 3 == 0,
+        "extracted": str(n) * 50,
+        "reason": "wrong",
+        "score": n / 100,
+    }
     for n in range(100)
 ]
 
@@ -34,6 +40,16 @@ def test_batches_are_the_table(folder, again):
     assert max(batch.num_rows for batch in batches) == 7
     assert {tuple(batch.schema.names) for batch in batches} == {("reason", "trace_id")}
     assert read(next(folder.iterdir()), again=again) in (ROWS[:40], ROWS[40:80], ROWS[80:])
+
+
+def test_a_table_of_before_lacks_what_came_later(folder, tmp_path):
+    old = pa.Table.from_pylist(ROWS[:3], schema=SCHEMA.remove(SCHEMA.get_field_index("score")))
+    path = tables.write_part(tmp_path / "old", old)
+    assert tables.read_verdicts(path.parent)[0].score is None
+    assert read(path, columns=["score", "reason"]) == [{"score": None, "reason": "wrong"}] * 3
+    tables.write_part(path.parent, pa.Table.from_pylist(ROWS[3:5], schema=SCHEMA))
+    scores = [verdict.score for verdict in tables.read_verdicts(path.parent)]
+    assert scores == [None] * 3 + [0.03, 0.04]
 
 
 def test_lines_of_json(tmp_path):

@@ -57,7 +57,7 @@ class LocalEngine:
         self.num_parameters = models.num_parameters(model)
         self.config = model.config
         self.decoder = weights.read(model, device)
-        self.context = self.decoder.context
+        self.context = self.longest_scored = self.decoder.context
         self.stops = stop_ids(model, tokenizer)
         self.operations: Operations = Plain()
         if compiled and kernel.fits(self.decoder) and (built := kernel.load()):

@@ -150,6 +150,11 @@ class VLLMEngine:
     costs_money: bool = False
     close: Callable[[], Any] = lambda: None
 
+    @property
+    def longest_scored(self) -> int:
+        """Tokens of a sequence that can be scored at most: one more is always written."""
+        return self.proved.context - 1
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Trace]:
         """One trace a request, as they finish; a prompt that is too long gives one of 'error'.
 

@@ -54,10 +54,12 @@ def is_text(text: str) -> bool:
 def collision_key(problem: Problem) -> str:
     """Two problems with the same key must not be on both sides of a split.
 
-    With two numbers or more, a question is its template and its numbers in order; with fewer, its
-    template and its normalised text. The template is `meta["template"]`, or the text itself with
-    its numbers masked.
+    A `meta["group"]`, an article say, is the key of all its problems. Else, with two numbers or
+    more, a question is its template and its numbers in order; with fewer, its template and its
+    normalised text. The template is `meta["template"]`, or the text itself with its numbers masked.
     """
+    if group := problem.meta.get("group"):
+        return json.dumps(["group", str(group)], ensure_ascii=False)
     text = " ".join(unicodedata.normalize("NFKC", problem.question).lower().split())
     numbers = [number.replace(",", "") for number in NUMBER.findall(text)]
     template = problem.meta.get("template")

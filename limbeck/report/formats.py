@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from limbeck.report import plots
+from limbeck.report import plots, sentences
 
 LONGEST_TEXT = 6000  # characters shown of one generated text
 
@@ -54,12 +54,13 @@ def share(value: Any) -> str:
 
 
 def percent(row: Any) -> str:
-    """`61.2 % (57.0–65.1)` of a row, or `61.2 %` of a share."""
+    """`61.2 % (57.0–65.1)` of a row, `1.612 (1.570–1.651)` in a unit; `61.2 %` of a share."""
     if is_number(row):
         return f"{100 * row:.1f} %"
+    value = sentences.number(row, "value") + ("" if "unit" in row else " %")
     if row.get("low") is None or row.get("high") is None:
-        return f"{100 * row['value']:.1f} %"
-    return f"{100 * row['value']:.1f} % ({100 * row['low']:.1f}–{100 * row['high']:.1f})"
+        return value
+    return f"{value} ({sentences.number(row, 'low')}–{sentences.number(row, 'high')})"
 
 
 def seconds(value: Any) -> str:

@@ -1,12 +1,13 @@
 """The report: plain rows in, one HTML page out. It loads nothing, runs nothing, believes no text.
 
 Rows are dicts as `limbeck show --json` prints them. Scores, intervals and differences are shares
-(0.61 is 61 %), intervals are 95 %, a test's difference is a minus b.
+(0.61 is 61 %) unless the row has a `unit`, of which less is better; intervals are 95 %, a test's
+difference is a minus b.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from limbeck.report import formats, plots, sentences
+from limbeck.report import formats, pictures, plots, sentences
 
 Row = Mapping[str, Any]
 
@@ -24,6 +25,13 @@ INTRO = (
     " which DeepSeek-R1 was distilled. This page says how well the student reasons now, what it"
     " learned from, and what that cost."
 )
+DISTRIBUTION_INTRO = (
+    "Small models, the students, learned to answer questions: some from the known answers alone,"
+    " some from a teacher's whole distribution over the next token, which says of every word how"
+    " likely it would have been. This page says how close each came to the teacher, how likely it"
+    " finds the known answers, what it answers, and what that cost."
+)
+FEW = 0.2  # right answers of the best model, below which the page says how to read the rest
 MEANING = {  # of a reason, in the few words that fit a phone
     "correct": "the answer matches the known one",
     "wrong": "another answer than the known one",
@@ -85,7 +93,15 @@ class Report:
     """stage, sampled, kept, dropped: {reason: count}; the student's own comes first"""
     verdict_reasons: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     curves: Sequence[Row] = ()
-    """name, points: [(step, loss)][, heldout: [(step, loss)]]"""
+    """name, points: [(step, loss)][, heldout: [(step, loss)]][, parts: {name: [(step, loss)]}]"""
+    scales: Sequence[Row] = ()
+    """name, step, part, loss, share: of a mixed loss's gradient"""
+    distributions: Sequence[Row] = ()
+    """name, teacher, tokens, bytes"""
+    sizes: Sequence[Row] = ()
+    """name, num_parameters, num_bytes, tokens_per_second, peak_memory_mib"""
+    sweep: Sequence[Row] = ()
+    """temperature, alpha, and a row of the results: what students of the same start came to"""
     lengths: Sequence[Row] = ()
     """name, values: completion tokens"""
     examples: Sequence[Row] = ()
@@ -121,21 +137,23 @@ def render(report: Report) -> str:
         "p": sentences.probability,
     }
     sections = {
-        "score_plots": _score_plots(report),
-        "family_plots": _family_plots(report),
-        "funnels": [_funnel(row) for row in report.funnel],
-        "curve_plots": _curve_plots(report),
-        "length_plot": _length_plot(report),
+        "score_plots": pictures.score_plots(report),
+        "family_plots": pictures.family_plots(report),
+        "funnels": [pictures.funnel(row, MEANING) for row in report.funnel],
+        "curve_plots": pictures.curve_plots(report),
+        "sweep_plots": pictures.sweep_plots(report),
+        "length_plot": pictures.length_plot(report),
     }
     page = environment.get_template("page.html.j2")
     return page.render(
         r=report,
         journey=_journey(report),
-        series=_series(report),
+        series=pictures.series_of(report),
         sentences=[sentences.sentence(test) for test in report.tests],
         reasons=list(dict.fromkeys(w for row in report.verdict_reasons.values() for w in row)),
         published_columns=list(dict.fromkeys(key for row in report.published for key in row)),
         total=lambda key: _total(report.ledger, key),
+        notes=[*report.notes, *_notes(report)],
         metrics=sentences.METRICS,
         meaning=MEANING,
         shapes=plots.SHAPES,
@@ -144,121 +162,16 @@ def render(report: Report) -> str:
     )
 
 
-def _series(report: Report) -> dict[str, int]:
-    """A colour and a shape for each name, the student's (the first test's a) always the first."""
-    first = [report.tests[0]["a"]] if report.tests else []
-    rows = [*report.results, *report.families]
-    return {name: i for i, name in enumerate(dict.fromkeys([*first, *(r["name"] for r in rows)]))}
-
-
-def _score_plots(report: Report) -> list[dict[str, Any]]:
-    """One picture per split: every model's score."""
-    colours, found = _series(report), []
-    for split in dict.fromkeys(row["split"] for row in report.results):
-        _, metric = sentences.main_split([row for row in report.results if row["split"] == split])
-        rows = [r for r in report.results if (r["split"], r["metric"]) == (split, metric)]
-        guess = _guess(report, split)
-        lines = [
-            plots.IntervalRow(row["name"], [_mark(row, colours)], formats.percent(row), guess)
-            for row in rows
-        ]
-        desc = f"{sentences.METRICS.get(metric, metric)}: " + "; ".join(
-            f"{r['name']} {sentences.cell(r)}" for r in rows
+def _notes(report: Report) -> Iterator[str]:
+    """What a reader has to know who looks at answers of models that are too small to give many."""
+    solved = [row for row in sentences.shares(report.results) if row["metric"] != "f1"]
+    best = max((row["value"] for row in solved), default=1.0)
+    if best < FEW and len(solved) < len(report.results):
+        yield (
+            f"Models of this size answer few questions right, the best one {100 * best:.1f} %; what"
+            " tells them apart is how close they are to the teacher (KL) and how likely they find"
+            " the known answers (NLL), not how many answers they hit."
         )
-        svg = plots.interval_plot(f"Share of {split} problems solved", desc, lines)
-        num_problems = max((row.get("num_problems") or 0 for row in rows), default=0)
-        found.append(
-            {"split": split, "metric": metric, "num_problems": num_problems, "guess": guess}
-        )
-        found[-1]["svg"] = Markup(svg)
-    return found
-
-
-def _family_plots(report: Report) -> list[dict[str, Any]]:
-    """One picture per split: every model's score in every family, for the first metric."""
-    colours, found = _series(report), []
-    guesses = {(row["split"], row.get("domain")): row["share"] for row in report.guess}
-    for split in dict.fromkeys(row["split"] for row in report.families):
-        here = [row for row in report.families if row["split"] == split]
-        here = [row for row in here if row["metric"] == sentences.main_split(here)[1]]
-        lines = []
-        for domain in dict.fromkeys(row["domain"] for row in here):
-            rows = [row for row in here if row["domain"] == domain]
-            note = f"{formats.count(rows[0].get('num_problems'))} problems"
-            marks = [_mark(row, colours) for row in rows]
-            lines.append(plots.IntervalRow(domain, marks, note, guesses.get((split, domain))))
-        desc = "Each model's share solved in each family, also in the table below."
-        svg = plots.interval_plot(f"Share solved by family, {split}", desc, lines)
-        found.append({"split": split, "svg": Markup(svg), "metric": here[0]["metric"]})
-    return found
-
-
-def _mark(row: Row, colours: Mapping[str, int]) -> plots.Mark:
-    value = row["value"]
-    low, high = (value if row.get(end) is None else row[end] for end in ("low", "high"))
-    return plots.Mark(
-        row["name"], value, low, high, min(colours[row["name"]], len(plots.SHAPES) - 1)
-    )
-
-
-def _guess(report: Report, split: str) -> float | None:
-    """What guessing scores on a split: its own row, or the families' mean by number of problems."""
-    here = [row for row in report.guess if row["split"] == split]
-    whole = [row["share"] for row in here if row.get("domain") in (None, "", "all")]
-    if whole or not here:
-        return float(whole[0]) if whole else None
-    sizes = {
-        r["domain"]: r.get("num_problems") or 1 for r in report.families if r["split"] == split
-    }
-    weights = [sizes.get(row["domain"], 0 if sizes else 1) for row in here]
-    weighted = sum(row["share"] * weight for row, weight in zip(here, weights, strict=True))
-    return weighted / sum(weights) if sum(weights) else None
-
-
-def _funnel(row: Row) -> dict[str, Any]:
-    """As a picture: what each filter took away, in the order in which they were asked."""
-    steps = row.get("funnel") or [{"reasons": row.get("dropped", {})}]
-    drops = [pair for step in steps for pair in _by_size(step["reasons"])]
-    rest = row["sampled"] - row["kept"] - sum(count for _, count in drops)
-    drops += [("unaccounted", rest)] if rest > 0 else []
-    words = [f"{row['sampled']:,} sampled", f"{row['kept']:,} kept"]
-    words += [f"{count:,} {word}" for word, count in drops]
-    title = f"{row['stage']}: what was kept and dropped"
-    svg = plots.funnel(title, ", ".join(words), row["sampled"], drops, MEANING)
-    return {
-        "stage": row["stage"],
-        "svg": Markup(svg),
-        "share": row["kept"] / max(row["sampled"], 1),
-        "domains": [
-            {"name": name or "none", "main": _by_size(found["dropped"])[:3], **found}
-            for name, found in row.get("by_domain", {}).items()
-        ],
-    }
-
-
-def _by_size(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """What there is any of, most first."""
-    return sorted(((w, n) for w, n in counts.items() if n), key=lambda pair: -pair[1])
-
-
-def _curve_plots(report: Report) -> list[dict[str, Any]]:
-    colours, found = _series(report), []
-    for row in report.curves:
-        lines = {"training": row.get("points") or [], "held-out (dashed)": row.get("heldout") or []}
-        series = min(colours.get(row["name"], 0), len(plots.SHAPES) - 1)
-        last = f"{len(lines['training'])} points; the last training loss is " + (
-            f"{lines['training'][-1][1]:.3g}" if lines["training"] else "unknown"
-        )
-        svg = plots.line_plot(f"Loss of {row['name']}", last, lines, series)
-        if svg:
-            found.append({"name": row["name"], "svg": Markup(svg)})
-    return found
-
-
-def _length_plot(report: Report) -> Markup:
-    groups = {row["name"]: row.get("values") or [] for row in report.lengths}
-    desc = "Distribution of the number of tokens per text: " + ", ".join(groups)
-    return Markup(plots.histogram("Tokens per text", desc, groups))
 
 
 def _journey(report: Report) -> list[tuple[str, str]]:
@@ -277,8 +190,8 @@ def _journey(report: Report) -> list[tuple[str, str]]:
             else ""
         )
         steps.append((formats.si(model["num_parameters"]), f"parameters in the student{tokens}"))
-    if report.results:
-        split, metric = sentences.main_split(report.results)
+    if sentences.shares(report.results):
+        split, metric = sentences.main_split(sentences.shares(report.results))
         rows = [r for r in report.results if (r["split"], r["metric"]) == (split, metric)]
         row = next((row for row in rows if row["name"] == student), None)
         if row:

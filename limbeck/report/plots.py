@@ -72,9 +72,18 @@ def compact(value: float) -> str:
     return f"{value:.3g}"
 
 
-def interval_plot(title: str, desc: str, rows: Sequence[IntervalRow]) -> str:
-    """Shares between 0 and 1 as dots on whiskers, one row per label, the axis always 0 to 100 %."""
+def interval_plot(
+    title: str, desc: str, rows: Sequence[IntervalRow], in_units: bool = False
+) -> str:
+    """Values as dots on whiskers, one row per label: shares on an axis of always 0 to 100 %.
+
+    Values in units of their own have an axis from 0 to a round number beyond the largest.
+    """
     body, y = [], 0.0
+    ticks = [0, 0.25, 0.5, 0.75, 1.0]
+    if in_units:
+        ticks = _ticks(0, max(mark.high for row in rows for mark in row.marks))
+    most = ticks[-1]
     for row in rows:
         body.append(_text(0, y + 13, row.label, "label"))
         body.append(_text(100, y + 13, row.note, "note", "end"))
@@ -83,18 +92,20 @@ def interval_plot(title: str, desc: str, rows: Sequence[IntervalRow]) -> str:
             body.append(_line(row.reference, y + 19, row.reference, bottom + 1, "reference"))
         for index, mark in enumerate(row.marks):
             middle = y + 27 + 13 * index
-            words = f"{mark.name} {mark.value:.1%} ({mark.low:.1%} to {mark.high:.1%})"
+            form = ".3f" if in_units else ".1%"
+            words = f"{mark.name} {mark.value:{form}} ({mark.low:{form}} to {mark.high:{form}})"
             body.append(
                 f'<g class="s{mark.series}"><title>{_clean(words)}</title>'
                 + _line(0, middle, 1, middle, "track")
-                + _line(mark.low, middle, mark.high, middle, "whisker")
-                + _shape(100 * mark.value, middle, mark.series)
+                + _line(mark.low / most, middle, mark.high / most, middle, "whisker")
+                + _shape(100 * mark.value / most, middle, mark.series)
                 + "</g>"
             )
         y = bottom + 12
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        body.insert(0, _line(share, 20, share, y - 8, "grid"))
-        body.append(_text(100 * share, y + 7, f"{share:.0%}", "tick", _anchor(share)))
+    for tick in ticks:
+        x, label = tick / most, f"{tick:g}" if in_units else f"{tick:.0%}"
+        body.insert(0, _line(x, 20, x, y - 8, "grid"))
+        body.append(_text(100 * x, y + 7, label, "tick", _anchor(x)))
     return _svg(title, desc, y + 12, body)
 
 
@@ -126,7 +137,7 @@ def funnel(
 def line_plot(
     title: str, desc: str, lines: Mapping[str, Sequence[tuple[float, float]]], series: int
 ) -> str:
-    """Curves over training steps: the first one solid, the others dashed with dots."""
+    """Curves over training steps: the first one solid, the others dashed, each with its shape."""
     curves = {name: _thin(points) for name, points in lines.items()}
     curves = {name: points for name, points in curves.items() if points}
     everything = [point for points in curves.values() for point in points]
@@ -149,16 +160,59 @@ def line_plot(
             )
     for index, (name, points) in enumerate(curves.items()):
         path = " ".join(f"{100 * x / right:.2f},{place(y) - 22:.1f}" for x, y in points)
-        dots = [_shape(100 * x / right, place(y), series, 0.5) for x, y in points] if index else []
+        own = (series + max(0, index - 1)) % len(SHAPES)  # the second has the colour of the first
+        dots = [_shape(100 * x / right, place(y), own, 0.5) for x, y in points] if index else []
         body.append(
-            f'<g class="s{series}"><title>{_clean(name)}</title>'
+            f'<g class="s{own}"><title>{_clean(name)}</title>'
             f'<svg y="22" width="100%" height="{height}" viewBox="0 0 100 {height}"'
             f' preserveAspectRatio="none"><polyline class="curve{" dashed" if index else ""}"'
             f' vector-effect="non-scaling-stroke" points="{path}"/></svg>{"".join(dots)}</g>'
         )
-    body.append(_text(0, 10, "loss: " + ", ".join(curves), "tick", shift=-8))
+        if index > 1 or len(curves) > 2:
+            mark = _shape(100 * index / len(curves), 6, own, 0.7) if index else ""
+            body[-1] += f'<g class="s{own}">{mark}</g>'
+            body.append(_text(100 * index / len(curves), 10, name, "tick", shift=8))
+    if len(curves) < 3:
+        body.append(_text(0, 10, "loss: " + ", ".join(curves), "tick", shift=-8))
     body.append(_text(100, 226, "optimizer steps", "tick", "end"))
     return _svg(title, desc, 230, body, "gutter")
+
+
+def grid_plot(
+    title: str, desc: str, ticks: Sequence[str], lines: Mapping[str, Sequence[Mark | None]]
+) -> str:
+    """A value at each tick, evenly spaced, one line per name; whiskers are intervals."""
+    marks = [mark for line in lines.values() for mark in line if mark]
+    if not marks or len(ticks) < 2:
+        return ""
+    scale = _ticks(min(mark.low for mark in marks), max(mark.high for mark in marks))
+    bottom, top, height, body = scale[0], scale[-1], 170, []
+
+    def place(y: float) -> float:
+        return 22 + height * (1 - (y - bottom) / (top - bottom))
+
+    for tick in scale:
+        body.append(_line(0, place(tick), 1, place(tick), "grid"))
+        body.append(_text(0, place(tick) + 4, f"{tick:g}", "tick", "end", shift=-8))
+    spots = [8 + 84 * i / (len(ticks) - 1) for i in range(len(ticks))]  # per cent
+    for spot, label in zip(spots, ticks, strict=True):
+        body.append(_text(spot, 210, label, "tick", "middle"))
+    for index, (name, line) in enumerate(lines.items()):
+        spread = 1.6 * (index - (len(lines) - 1) / 2)  # or whiskers would hide each other
+        points = [(x + spread, mark) for x, mark in zip(spots, line, strict=True) if mark]
+        path = " ".join(f"{x:.2f},{place(mark.value) - 22:.1f}" for x, mark in points)
+        dots = "".join(
+            _line(x / 100, place(mark.low), x / 100, place(mark.high), "whisker")
+            + _shape(x, place(mark.value), index)
+            for x, mark in points
+        )
+        body.append(
+            f'<g class="s{index}"><title>{_clean(name)}</title>'
+            f'<svg y="22" width="100%" height="{height}" viewBox="0 0 100 {height}"'
+            f' preserveAspectRatio="none"><polyline class="curve"'
+            f' vector-effect="non-scaling-stroke" points="{path}"/></svg>{dots}</g>'
+        )
+    return _svg(title, desc, 216, body, "gutter")
 
 
 def histogram(

@@ -8,7 +8,19 @@ from typing import Any
 from limbeck.report import plots
 
 Row = Mapping[str, Any]
-METRICS = {"pass_at_1": "pass@1", "greedy": "greedy"}
+METRICS = {
+    "pass_at_1": "pass@1",
+    "greedy": "greedy",
+    "f1": "F1",
+    "kl": "KL to the teacher",
+    "nll": "NLL of the gold answers",
+}
+DIGITS = {"nats": 3, "perplexity": 1}  # of a row's unit; without one it is a share, in per cent
+BETTER = {  # how a clear difference in a metric is told, where it is not of problems solved
+    "kl": ("is closer to the teacher than", "is farther from the teacher than"),
+    "nll": ("finds the gold answers likelier than", "finds the gold answers less likely than"),
+    "f1": ("shares more words with the gold answers than", "shares fewer words with them than"),
+}
 
 
 def headline(results: Sequence[Row], tests: Sequence[Row]) -> str:
@@ -19,26 +31,31 @@ def headline(results: Sequence[Row], tests: Sequence[Row]) -> str:
     scores = {
         row["name"]: row for row in results if (row["split"], row["metric"]) == (split, metric)
     }
-    test = next((t for t in tests if t["split"] == split and {t["a"], t["b"]} <= set(scores)), None)
+    here = [t for t in tests if t["split"] == split and t.get("metric", metric) == metric]
+    test = next((t for t in here if {t["a"], t["b"]} <= set(scores)), None)
     names = [test["a"], test["b"]] if test else list(scores)[:3]
     asked = "held-out problems" if is_heldout(split) else f"`{split}` problems"
     solved = [f"`{name}` {_score(scores[name])}" for name in names]
     solved[0] = f"`{names[0]}` solves {_score(scores[names[0]], f' of {asked}')}"
+    if "unit" in scores[names[0]]:
+        solved[0] = f"{METRICS.get(metric, metric)} on {asked}: `{names[0]}` " + (
+            f"{_score(scores[names[0]])} nats per token"
+        )
     sentence = ", ".join(solved)
     if not test:
         more = "; no paired test has compared them" if len(names) > 1 else ""
         return f"{sentence}{more}."
     sentence += f" {test['note']}" if test.get("note") else ""
-    size, chance = points(abs(test["difference"])), probability(test.get("p"))
+    size, chance = _size(test), probability(test.get("p"))
     if _clear(test):
-        worse = "" if test["difference"] > 0 else f" against `{test['a']}`"
+        worse = "" if _is_better(test) else f" against `{test['a']}`"
         aside = f" ({chance})" if chance else ""
         return f"{sentence}: the difference of {size}{worse} is clear{aside}."
     return f"{sentence}: the difference of {size} cannot be told from chance ({_range(test)})."
 
 
 def results_table(results: Sequence[Row], tests: Sequence[Row], width: int = 100) -> str:
-    """Scores in per cent as aligned plain text, a row per name, a column per split and metric.
+    """Scores as aligned plain text, a row per name, a column per split and metric.
 
     Columns that do not fit into `width` characters follow in a further block; tests are sentences.
     """
@@ -62,16 +79,24 @@ def results_table(results: Sequence[Row], tests: Sequence[Row], width: int = 100
             padded = (cell.ljust(widths[i]) for cell, i in zip(line, (0, *block), strict=True))
             lines.append("   ".join(padded).rstrip())
         lines.append("")
-    if results:
+    if any("unit" not in row for row in results):
         lines.append("per cent solved (95 % interval)")
+    if any(row.get("unit") == "nats" for row in results):
+        lines.append("KL and NLL in nats per token of the gold answers: less is better")
     lines += [plots.visible(sentence(test)).replace("`", "") for test in tests]
     return "\n".join(lines).strip("\n") + "\n"
 
 
 def cell(row: Row) -> str:
     if row.get("low") is None or row.get("high") is None:
-        return f"{100 * row['value']:5.1f}"
-    return f"{100 * row['value']:5.1f}  ({100 * row['low']:.1f}-{100 * row['high']:.1f})"
+        return f"{number(row, 'value'):>5}"
+    return f"{number(row, 'value'):>5}  ({number(row, 'low')}-{number(row, 'high')})"
+
+
+def number(row: Row, key: str) -> str:
+    """A row's value or end of interval: in per cent, or in its unit."""
+    digits = DIGITS.get(row.get("unit", ""))
+    return f"{100 * row[key]:.1f}" if digits is None else f"{row[key]:.{digits}f}"
 
 
 def main_split(results: Sequence[Row]) -> tuple[str, str]:
@@ -81,11 +106,18 @@ def main_split(results: Sequence[Row]) -> tuple[str, str]:
     return split, "pass_at_1" if "pass_at_1" in metrics else metrics[0]
 
 
+def shares(results: Sequence[Row]) -> list[Row]:
+    """The rows that say what share of problems was solved."""
+    return [row for row in results if "unit" not in row]
+
+
 def is_heldout(split: str) -> bool:
     return split.replace("_", "").replace("-", "") == "heldout"
 
 
 def _score(row: Row, of: str = "") -> str:
+    if "unit" in row:
+        return cell(row).strip().replace("  ", " ")
     if row.get("low") is None or row.get("high") is None:
         return f"{100 * row['value']:.0f} %{of}"
     return f"{100 * row['value']:.0f} %{of} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
@@ -100,17 +132,30 @@ def _clear(test: Row) -> bool:
 
 def sentence(test: Row) -> str:
     a, b, where = f"`{test['a']}`", f"`{test['b']}`", f"on {test['split']}"
+    metric = test.get("metric", "")
     if not _clear(test):
-        return f"{a} and {b} cannot be told apart {where} (difference {_range(test)})."
-    verb = "solves more than" if test["difference"] > 0 else "solves less than"
-    return f"{a} {verb} {b} {where}, by {points(abs(test['difference']))} ({_range(test)})."
+        by = f" by {METRICS[metric]}" if metric in BETTER else ""
+        return f"{a} and {b} cannot be told apart{by} {where} (difference {_range(test)})."
+    better, worse = BETTER.get(metric, ("solves more than", "solves less than"))
+    verb = better if _is_better(test) else worse
+    return f"{a} {verb} {b} {where}, by {_size(test)} ({_range(test)})."
+
+
+def _is_better(test: Row) -> bool:
+    """Whether a is better than b: of nats, less is."""
+    return bool((test["difference"] < 0) == (test.get("unit") == "nats"))
+
+
+def _size(test: Row) -> str:
+    size = abs(test["difference"])
+    return f"{size:.3f} nats per token" if test.get("unit") == "nats" else points(size)
 
 
 def _range(test: Row) -> str:
     chance = probability(test.get("p"))
-    return f"{100 * test['low']:+.1f} to {100 * test['high']:+.1f}" + (
-        f", {chance}" if chance else ""
-    )
+    ends = (test["low"], test["high"])
+    told = (f"{end:+.3f}" if test.get("unit") == "nats" else f"{100 * end:+.1f}" for end in ends)
+    return " to ".join(told) + (f", {chance}" if chance else "")
 
 
 def points(share: Any) -> str:

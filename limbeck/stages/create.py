@@ -19,7 +19,7 @@ MIN_TOKENS = 262  # a token for each byte and the special ones
 
 
 class Config(StageConfig):
-    architecture: Literal["qwen2", "qwen3", "llama"] = "qwen2"
+    architecture: Literal["qwen2", "qwen3", "llama", "gpt2"] = "qwen2"
     """The model's family, as transformers names it."""
     texts: DatasetPath | None = None
     """Trains a tokenizer on the messages of this data set."""
@@ -52,6 +52,8 @@ class Config(StageConfig):
         if self.hidden_size % (2 * heads):
             what = f"hidden_size {self.hidden_size} is not {heads} heads of an even width"
             raise ValueError(f"{what}; take a multiple of {2 * heads}")
+        if key_heads and self.architecture == "gpt2":
+            raise ValueError("gpt2 has no num_key_value_heads of its own; leave it out")
         if key_heads and heads % key_heads:
             what = f"num_key_value_heads {key_heads} does not divide the {heads} attention heads"
             raise ValueError(f"{what}; take a divisor of {heads}")
@@ -72,7 +74,7 @@ class Config(StageConfig):
 
 def run(config: Config, out: StageFolder) -> dict[str, Any]:
     """Writes `model`, an ordinary Hugging Face folder with a chat template."""
-    from limbeck import models
+    from limbeck import models, newborn
 
     with out.account("create"):
         if config.tokenizer is not None:
@@ -80,8 +82,10 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
         else:
             rows = tables.read_table(config.texts or "", ["messages"])["messages"].to_pylist()
             texts = (message["content"] for messages in rows for message in messages)
-            tokenizer = models.train_tokenizer(texts, config.vocab_size, config.isolate)
-        model = models.create_model(
+            tokenizer = newborn.train_tokenizer(texts, config.vocab_size, config.isolate)
+        heads = config.num_key_value_heads or config.num_attention_heads
+        key_heads = {} if config.architecture == "gpt2" else {"num_key_value_heads": heads}
+        model = newborn.create_model(
             config.architecture,
             len(tokenizer),
             store.seed_of(config.seed, out.name),
@@ -90,7 +94,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
             hidden_size=config.hidden_size,
             num_hidden_layers=config.num_hidden_layers,
             num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads or config.num_attention_heads,
+            **key_heads,
             intermediate_size=config.intermediate_size or 3 * config.hidden_size,
             tie_word_embeddings=config.tie_word_embeddings,
             max_position_embeddings=config.max_position_embeddings,

@@ -1,4 +1,4 @@
-"""evaluate: pass@1 over several samples, and greedy, on one or more splits."""
+"""evaluate: pass@1 over several samples, greedy and its partial credit, on one or more splits."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     ]
     shutil.rmtree(out.path / "scores", ignore_errors=True)  # of before an extension
     tables.write_part(out.path / "scores", tables.to_table("scores", rows))
-    results = summarise(rows)
+    results = metrics.summarise(rows, ("split", "metric"))
     for row in results:
         failed = f"; {row['failed']:.1%} failed and count as wrong" if row["failed"] else ""
         out.log(
@@ -94,46 +94,50 @@ def score(
     verdicts: dict[str, Verdict],
     engine: Generator,
 ) -> list[dict[str, Any]]:
-    """One row per split and problem: how many samples, how many right, what they cost."""
+    """One row per split and problem: how many samples, how many right, what they cost.
+
+    Greedy answers have a second one, `f1`, if their verifier gives partial credit; its value is
+    that, and 0 for an answer that failed.
+    """
     answers: dict[str, list[Trace]] = {}
     for trace in traces:
         answers.setdefault(trace.problem_id, []).append(trace)
     rows = []
+    credited: list[tuple[Problem, dict[str, Any], float | None]] = []
     for split, problems in splits.items():
         for problem in problems:
-            mine = answers[problem.id]
-            said = [verdicts[trace.id] for trace in mine]
-            failures = [
-                trace.finish == "error" or verdict.correct is None
-                for trace, verdict in zip(mine, said, strict=True)
-            ]
-            tokens_in = sum(trace.prompt_tokens for trace in mine)
-            tokens_out = sum(trace.completion_tokens for trace in mine)
-            flops = ledger.forward_flops(engine.num_parameters or 0, tokens_in + tokens_out)
-            rows.append(
-                {
-                    "split": split,
-                    "metric": metric,
-                    "problem_id": problem.id,
-                    "domain": problem.domain,
-                    "num_samples": len(mine),
-                    "num_correct": sum(verdict.correct is True for verdict in said),
-                    "num_failed": sum(failures),
-                    "num_truncated": sum(verdict.reason == "truncated" for verdict in said),
-                    "prompt_tokens": tokens_in,
-                    "completion_tokens": tokens_out,
-                    "flops": flops,
-                }
-            )
+            said = [verdicts[trace.id] for trace in answers[problem.id]]
+            about = {"split": split, "metric": metric, "problem_id": problem.id}
+            row = about | {"domain": problem.domain} | _count(answers[problem.id], said, engine)
+            rows.append(row)
+            credited.append((problem, row, said[0].score))
+    if metric == "greedy":
+        giving = {str(problem.verifier) for problem, _, credit in credited if credit is not None}
+        rows += [
+            {**row, "metric": "f1", "value": credit or 0.0}
+            for problem, row, credit in credited
+            if str(problem.verifier) in giving
+        ]
     return rows
 
 
-def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Result rows per split and metric, with a 95 % interval by problem."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["split"], row["metric"]), []).append(row)
-    return [
-        {"split": split, "metric": metric, **metrics.result(group)}
-        for (split, metric), group in groups.items()
+def _count(traces: list[Trace], said: list[Verdict], engine: Generator) -> dict[str, Any]:
+    """What all answers to a problem come to."""
+    failures = [
+        trace.finish == "error" or verdict.correct is None
+        for trace, verdict in zip(traces, said, strict=True)
     ]
+    tokens_in = sum(trace.prompt_tokens for trace in traces)
+    tokens_out = sum(trace.completion_tokens for trace in traces)
+    num_correct = sum(verdict.correct is True for verdict in said)
+    return {
+        "num_samples": len(traces),
+        "num_correct": num_correct,
+        "num_failed": sum(failures),
+        "num_truncated": sum(verdict.reason == "truncated" for verdict in said),
+        "prompt_tokens": tokens_in,
+        "completion_tokens": tokens_out,
+        "flops": ledger.forward_flops(engine.num_parameters or 0, tokens_in + tokens_out),
+        "value": num_correct / len(traces),
+        "weight": 1.0,
+    }

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.train.attention import DocumentLayout, lay_out
+from limbeck.train.layout import DocumentLayout, lay_out
 
 
 @dataclass(frozen=True)

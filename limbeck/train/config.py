@@ -2,14 +2,61 @@
 
 from __future__ import annotations
 
+from math import log
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from limbeck.config import DatasetPath, HowRun, ModelPath, StageConfig
+from limbeck import ledger
+from limbeck.config import DatasetPath, HowRun, ModelPath, ProblemsPath, StageConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+PAPER_LRS = {1.5e9: 1e-4, 7.6e9: 8e-5, 8.0e9: 5e-5, 14.8e9: 7e-5, 32.8e9: 6e-5, 70.6e9: 2e-5}
+"""Initial learning rates of DeepSeek-R1's students by their parameters (Nature 645, supplement)."""
+LORA_LR_FACTOR = 10.0
+"""What adapters want of the rate of full training (Schulman et al. 2025, LoRA Without Regret)."""
+
+
+class LoraConfig(StageConfig):
+    """Low-rank adapters (arXiv:2106.09685): the base is frozen, W + alpha / rank * B A learns."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of an adapter's inputs that a step leaves out."""
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Which linear layers get one: all but the head, or names such as q_proj, v_proj."""
+    base: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
+    """How the frozen base is held, and bfloat16 computed, while adapters train; what is saved is
+    merged in float32 whichever it was."""
+
+
+class ValidationConfig(StageConfig):
+    """What is looked at meanwhile; the best checkpoint becomes the model."""
+
+    every_steps: PositiveInt
+    """Steps between two looks; the last step is looked at, too."""
+    data: DatasetPath | None = None
+    """Rows that are not trained on, for the held-out loss in nats per token, or"""
+    problems: ProblemsPath | None = None
+    """problems for pass@1, which chooses the best where there is one; or both."""
+    patience: PositiveInt | None = None
+    """Stops after so many looks without a better loss (or pass@1, where there is no `data`)."""
+    num_samples: PositiveInt = 1
+    """Answers to each problem."""
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.6
+    """As in the paper's evaluation; 0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    max_tokens: PositiveInt = 1024
+    """A longer answer is truncated, and wrong."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.data is None and self.problems is None:
+            raise ValueError("has nothing to look at; give it data, problems or both")
+        return self
 
 
 class TrainingConfig(StageConfig):
@@ -17,8 +64,8 @@ class TrainingConfig(StageConfig):
     """The student: a model of this run, a folder or a Hub name."""
     data: DatasetPath
     """What to learn: rows of `messages` whose last is the assistant's."""
-    lr: Annotated[float, Field(gt=0, le=1)]
-    """The highest learning rate, reached after warm-up."""
+    lr: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The highest learning rate, reached after warm-up; by default the paper's for this size."""
     final_lr_ratio: Share = 0.1
     """The cosine ends at this share of it (the paper: one tenth)."""
     warmup_ratio: Share = 0.03
@@ -42,12 +89,19 @@ class TrainingConfig(StageConfig):
     weight_decay: Share = 0.0
     clip: PositiveFloat = 1.0
     """The gradient's norm at most."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit keeps AdamW's moments in a quarter of the memory (arXiv:2110.02861)."""
+    lora: LoraConfig | None = None
+    """Trains adapters in place of all weights."""
+    validation: ValidationConfig | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 computes in it and keeps weights in float32; it pays from about 10M parameters."""
     seed: int = 0
     """Orders the data."""
     micro_batch_tokens: HowRun[PositiveInt] = 16_384
     """Tokens that are computed at once; a step is accumulated over as many pieces as it needs."""
+    gradient_checkpointing: HowRun[bool] = False
+    """Computes each layer twice in place of remembering it: less memory, a third more time."""
     checkpoint_steps: HowRun[PositiveInt] = 200
     """Steps between checkpoints; a killed training goes on at the newest, exactly."""
 
@@ -57,3 +111,19 @@ class TrainingConfig(StageConfig):
         if sum(budget is not None for budget in budgets) != 1:
             raise ValueError("needs one of num_epochs, num_tokens and num_flops; give one of them")
         return self
+
+    def peak_lr(self, num_parameters: int) -> tuple[float, str]:
+        """(the highest learning rate, where it is from) for a student of this size."""
+        if self.lr is not None:
+            return self.lr, "the recipe's"
+        size, lr = min(PAPER_LRS.items(), key=lambda pair: abs(log(pair[0] / num_parameters)))
+        told = f"DeepSeek-R1's for {size / 1e9:g}B parameters, the nearest size it was told for"
+        if self.lora is None:
+            return lr, told
+        return LORA_LR_FACTOR * lr, f"{LORA_LR_FACTOR:g} times {told}, as adapters are trained"
+
+    def training_flops(self, num_parameters: int, num_tokens: int) -> float:
+        """6·N·D, or 4·N·D where the weights are frozen: they need no gradient of their own."""
+        if self.lora is None:
+            return ledger.training_flops(num_parameters, num_tokens)
+        return 2.0 * ledger.forward_flops(num_parameters, num_tokens)

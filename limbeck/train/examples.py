@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from limbeck import chat, ledger, tables
+from limbeck import chat, tables
 from limbeck.errors import UserError
 from limbeck.train.batch import Example, TokenBatch, collate, pack
 from limbeck.train.config import TrainingConfig
@@ -73,14 +73,14 @@ def plan_steps(
 ) -> list[list[int]]:
     """Which examples each step learns: shuffled epochs, one behind the other, cut into batches.
 
-    A budget of FLOPs is one of tokens, at 6 a parameter and token.
+    A budget of FLOPs is one of tokens, at what a token costs in training.
     """
     steps: list[list[int]] = []
     batch: list[int] = []
     num_examples = round((config.num_epochs or 0) * len(lengths))
     budget = config.num_tokens
     if config.num_flops is not None:
-        budget = round(config.num_flops / ledger.training_flops(num_parameters, 1))
+        budget = round(config.num_flops / config.training_flops(num_parameters, 1))
     tokens = 0
     for seen, index in enumerate(_endless(len(lengths), seed), 1):
         batch.append(index)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
+from limbeck import models, processes
 from limbeck.train.batch import TokenBatch
 from limbeck.train.head import TokenLoss
 
@@ -89,37 +91,68 @@ def train_step(
     bfloat16 and keeps the weights and their gradients in float32. A loss or gradient that is not
     finite raises NotFinite before anything is updated, a weight directly behind it. `columns` gives
     what else the loss needs of a batch, each (N, ...), when the batch's turn comes.
+
+    Of several processes each is given all of the step's batches, computes its own share of them
+    and returns the same result.
     """
     total_weight = sum(batch.total_weight for batch in batches)
     assert total_weight > 0, "a step needs tokens to learn"
+    rank, num = processes.rank(), processes.num()
+    assert num == 1 or models.is_sharded(model), "models.shard comes before the optimizer"
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    losses = []
-    for batch in batches:
+    losses = torch.zeros(len(batches), device=batches[0].ids.device)
+    for index, batch in deal(batches, rank, num):
         device = batch.ids.device.type
         if columns is not None:
             batch = replace(batch, columns=columns(batch))
         with torch.autocast(device, autocast) if autocast else nullcontext():
             loss = model(batch, token_loss) / total_weight
-        loss.backward()
-        losses.append(loss.detach())
+        (loss * num).backward()  # sharding takes the mean of the processes' gradients
+        if index is not None:
+            losses[index] = loss.detach()
+    if num > 1:
+        torch.distributed.all_reduce(losses)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
-    _check_finite(torch.stack(losses).tolist(), norm.item())
+    norm = _norm(p.grad for p in parameters if p.grad is not None)
+    _check_finite(losses.tolist(), norm.item())
     if clip is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
-    if not math.isfinite(torch.nn.utils.get_total_norm(parameters).item()):
+    if not math.isfinite(_norm(parameters).item()):
         raise NotFinite("a weight", tuple(range(len(batches))))
     return StepResult(
-        loss=torch.stack(losses).sum().item(),
+        loss=losses.sum().item(),
         grad_norm=norm.item(),
         num_loss_tokens=sum(batch.num_loss_tokens for batch in batches),
         num_tokens=sum(batch.num_tokens for batch in batches),
         weight=total_weight,
     )
+
+
+def deal(
+    batches: Sequence[TokenBatch], rank: int, num: int
+) -> Iterator[tuple[int | None, TokenBatch]]:
+    """The batches of one process among `num`, each with its number.
+
+    Gathering a layer's weights takes all processes, so each gets as many batches: who would go
+    short gets the smallest once more, of no weight and without a number.
+    """
+    for first in range(0, len(batches), num):
+        if first + rank < len(batches):
+            yield first + rank, batches[first + rank]
+        else:
+            smallest = min(batches, key=lambda batch: batch.num_tokens)
+            nothing = torch.zeros_like(smallest.weights)
+            yield None, replace(smallest, weights=nothing, total_weight=0.0)
+
+
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The norm of them all, whichever process holds them."""
+    norm = torch.nn.utils.get_total_norm(tensors)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _check_finite(losses: list[float], norm: float) -> None:

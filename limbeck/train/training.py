@@ -3,29 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from limbeck import ledger, models, store
+from limbeck import models, processes, store
 from limbeck.errors import UserError
 from limbeck.folder import StageFolder
+from limbeck.train import adapters
 from limbeck.train.batch import TokenBatch
-from limbeck.train.checkpoint import load_newest, save_checkpoint
+from limbeck.train.checkpoint import load_best, load_newest, save_checkpoint
 from limbeck.train.config import TrainingConfig
 from limbeck.train.head import TokenLoss, TokenModel
 from limbeck.train.step import Columns, NotFinite, StepResult, cosine_lr, make_optimizer, train_step
 
 
+def load_student(config: TrainingConfig, out: StageFolder) -> PreTrainedModel:
+    """The student as it is to be trained: in float32, or frozen as `lora.base` says, adapters in.
+
+    A base of few bits is made on the CPU, and so is what several processes share: a GPU never
+    holds more than it will.
+    """
+    _refuse_to_share(config)
+    lora, device, dtype = config.lora, out.machine.device, "float32"
+    quantized = lora is not None and lora.base in adapters.QUANTIZED
+    if lora is not None and lora.base != "float32":
+        dtype = config.dtype if quantized else lora.base
+    place = "cpu" if quantized or processes.num() > 1 else device
+    student = models.load_model(config.model, dtype, place, config.context, config.rope_theta)
+    if lora is not None:
+        if quantized:
+            adapters.quantize(student, lora.base, student.dtype, device)
+        adapters.attach(student, lora, store.seed_of(config.seed, out.name, "adapters"))
+        learning = sum(p.numel() for p in student.parameters() if p.requires_grad)
+        out.log(f"adapters: {learning:,} parameters learn, the others are frozen in {lora.base}")
+    if config.gradient_checkpointing:
+        models.recompute_activations(student)
+    return student
+
+
 class Training:
     """The student, its optimizer, and how far it has come; resumes exactly where it was.
 
-    `num_steps` is how many steps there will be; None where a budget of FLOPs says when to stop.
+    `num_steps` is how many steps there will be; None where a budget of FLOPs, or of tokens that
+    nobody knows before they are written, says when to stop.
     `state` is kept in every checkpoint: `step`, `loss_tokens`, `prompt_tokens`, `flops`, and
-    whatever else a stage puts there (plain JSON values).
+    whatever else a stage puts there (plain JSON values); `looks` are what `remember` knows of
+    validations, and `stopped` ends the training early.
     """
 
     def __init__(
@@ -38,25 +66,30 @@ class Training:
     ) -> None:
         self.config, self.out, self.student, self.tokenizer = config, out, student, tokenizer
         self.num_steps = num_steps
+        assert adapters.has_adapters(student) == (config.lora is not None), "see load_student"
         self.model = TokenModel(student)
-        betas = (config.betas[0], config.betas[1])
-        self.optimizer = make_optimizer(self.model, config.lr, betas, config.weight_decay)
-        self.num_parameters = models.num_parameters(student)
+        models.shard(self.model)
+        self.num_parameters = adapters.num_parameters(student)
+        self.lr, told = config.peak_lr(self.num_parameters)
+        if config.lr is None:
+            out.log(f"lr {self.lr:g}: {told}")
+        self.optimizer = _optimizer(self.model, config, self.lr)
         self.checkpoints = out.path / "checkpoints"
         begun = {"step": 0, "loss_tokens": 0, "prompt_tokens": 0, "flops": 0.0}
+        torch.manual_seed(store.seed_of(config.seed, out.name, "dropout", processes.rank()))
         self.state: dict[str, Any] = load_newest(self.checkpoints, self.model, self.optimizer) or (
             begun
         )
         self.autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
         self.books = ExitStack()
+        self.numbers: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         total = 1.0 if self.num_steps is None else self.num_steps
         self.advance = self.books.enter_context(
             self.out.progress(total - self.done * total, "steps" if self.num_steps else "budget")
         )
-        self.account = self.out.account("train")
-        self.row = self.account.__enter__()
+        self._begin_account()
         return self
 
     def __exit__(
@@ -73,26 +106,32 @@ class Training:
         """How much of the whole training is behind us, 0 to 1."""
         if self.num_steps is not None:
             return float(self.state["step"] / self.num_steps)
+        if self.config.num_tokens is not None:
+            tokens = self.state["loss_tokens"] + self.state["prompt_tokens"]
+            return min(1.0, float(tokens / self.config.num_tokens))
         assert self.config.num_flops is not None
         return min(1.0, float(self.state["flops"] / self.config.num_flops))
 
     def steps(self) -> Iterator[int]:
-        """The numbers of the steps that are still to be made."""
-        while self.done < 1:
+        """The numbers of the steps that are still to be made.
+
+        What the loop's body did with a step is written down when it asks for the next.
+        """
+        while not self.is_last:
             yield self.state["step"]
+            self._end_step()
 
     def step(
         self,
         batches: Sequence[TokenBatch],
         token_loss: TokenLoss,
         columns: Columns | None = None,
-        **told: float,
     ) -> StepResult:
-        """One update; `told` goes into `metrics.jsonl` beside loss, rate and gradient norm."""
+        """One update; `tell` adds to what `metrics.jsonl` will say of it."""
         before, name = self.done, f"{self.out.name} step {self.state['step'] + 1}"
         whole = self.num_steps or 10_000  # of a budget: as finely as anybody would look
         warmup = round(self.config.warmup_ratio * whole)
-        lr = cosine_lr(before * whole, whole, self.config.lr, warmup, self.config.final_lr_ratio)
+        lr = cosine_lr(before * whole, whole, self.lr, warmup, self.config.final_lr_ratio)
         try:
             result = train_step(
                 self.model,
@@ -110,14 +149,46 @@ class Training:
         self.state["loss_tokens"] += result.num_loss_tokens
         self.state["prompt_tokens"] += result.num_tokens - result.num_loss_tokens
         self.row["tokens_in"] += result.num_tokens
-        self.spend(ledger.training_flops(self.num_parameters, result.num_tokens))
-        numbers = {"loss": result.loss, "lr": lr, "grad_norm": result.grad_norm, **told}
-        self.out.metric(step=self.state["step"], **numbers)
+        self.spend(self.config.training_flops(self.num_parameters, result.num_tokens))
+        self.tell(loss=result.loss, lr=lr, grad_norm=result.grad_norm)
         self.advance((self.done - before) * (self.num_steps or 1), f"loss {result.loss:.3f}")
-        if self.state["step"] % self.config.checkpoint_steps == 0 or self.done >= 1:
-            self.keep()
-        store.failpoint(f"{self.out.name}.step-{self.state['step']}")
         return result
+
+    def tell(self, **numbers: Any) -> None:
+        """Adds to what `metrics.jsonl` will say of this step."""
+        self.numbers |= numbers
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no step will follow."""
+        return self.done >= 1 or bool(self.state.get("stopped"))
+
+    @property
+    def best_step(self) -> int | None:
+        """The step whose validation was the best yet."""
+        looks = self.state.get("looks")
+        return None if looks is None else looks["best"]["step"]
+
+    def _end_step(self) -> None:
+        step = self.state["step"]
+        self.out.metric(step=step, **self.numbers)
+        self.numbers = {}
+        if step % self.config.checkpoint_steps == 0 or self.is_last or step == self.best_step:
+            self.keep()
+        store.failpoint(f"{self.out.name}.step-{step}")
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Something else than training, which has its own account."""
+        self.account.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self._begin_account()
+
+    def _begin_account(self) -> None:
+        self.account = self.out.account("train")
+        self.row = self.account.__enter__()
 
     def spend(self, flops: float) -> None:
         """Counts what was computed, in training or for it."""
@@ -127,22 +198,62 @@ class Training:
     def keep(self) -> None:
         """Writes a checkpoint, and begins a new account: a kill forgets no cost but its own."""
         self.account.__exit__(None, None, None)
-        self.account = self.out.account("train")
-        self.row = self.account.__enter__()
+        self._begin_account()
         step = self.state["step"]
-        save_checkpoint(self.checkpoints, step, self.model, self.optimizer, self.state)
+        is_best = step == self.best_step
+        save_checkpoint(self.checkpoints, step, self.model, self.optimizer, self.state, is_best)
 
     def save(self) -> dict[str, Any]:
-        """Writes `model`; gives what a manifest tells of any training."""
-        self.student.set_attn_implementation("sdpa")
-        models.save_model(self.student, self.tokenizer, self.out.path / "model")
-        return {
+        """Writes `model`, and `adapter` where there is one; gives what a manifest tells of both.
+
+        Where there were validations, it is the best student that they saw.
+        """
+        best = self.best_step
+        if best not in (None, self.state["step"]):
+            self._return_to(best)
+        student = self.student
+        if self.config.lora is not None:
+            adapters.save_adapter(student, self.config.model, self.out.path / "adapter")
+            student = adapters.plain_copy(student)
+        if self.out.leads or models.is_sharded(student):
+            student.set_attn_implementation("sdpa")
+            models.save_model(student, self.tokenizer, self.out.path / "model")
+        looks = {} if best is None else {"best": self.state["looks"]["best"]}
+        return looks | {
             "num_parameters": self.num_parameters,
             "num_steps": self.state["step"],
             "loss_tokens": self.state["loss_tokens"],
             "prompt_tokens": self.state["prompt_tokens"],
             "flops": self.state["flops"],
         }
+
+    def _return_to(self, step: int | None) -> None:
+        kept = load_best(self.checkpoints, self.model)
+        if kept is None or kept["step"] != step:
+            what = f"no longer holds step {step}, which was the best"
+            raise UserError(str(self.checkpoints), what, "start the stage anew with --redo")
+
+
+def _refuse_to_share(config: TrainingConfig) -> None:
+    """What is held in few bits is not spread over devices."""
+    base = config.lora.base if config.lora else None
+    if processes.num() > 1 and config.optimizer == "adamw_8bit":
+        raise UserError("optimizer: adamw_8bit", "takes one process", "take optimizer: adamw")
+    if processes.num() > 1 and base in adapters.QUANTIZED:
+        raise UserError(f"lora.base: {base}", "takes one process", "take base: bfloat16")
+
+
+def _optimizer(model: TokenModel, config: TrainingConfig, lr: float) -> Optimizer:
+    betas = (config.betas[0], config.betas[1])
+    plain = make_optimizer(model, lr, betas, config.weight_decay)
+    if config.optimizer == "adamw":
+        return plain
+    try:
+        from limbeck.train.eight_bit import AdamW8bit
+    except ImportError as error:
+        way_out = "pip install 'limbeck[quantized]'"
+        raise UserError("optimizer: adamw_8bit", "needs torchao", way_out) from error
+    return AdamW8bit(plain)
 
 
 def _stopped(where: str, error: NotFinite, batches: Sequence[TokenBatch]) -> UserError:

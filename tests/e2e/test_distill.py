@@ -33,13 +33,13 @@ def gsm8k(num):
 
 
 def small_model(folder, architecture, template=None):
-    from limbeck import models
+    from limbeck import models, newborn
 
     texts = [row["question"] + row["answer"] for row in gsm8k(200)]
-    tokenizer = models.train_tokenizer(iter(texts), 512)
+    tokenizer = newborn.train_tokenizer(iter(texts), 512)
     if template:
         tokenizer.chat_template = template
-    model = models.create_model(
+    model = newborn.create_model(
         architecture,
         len(tokenizer),
         7,

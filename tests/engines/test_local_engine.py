@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from limbeck import chat, memory, models
+from limbeck import chat, memory, models, newborn
 from limbeck.engines import local, pool
 from limbeck.engines.decoder import kernel, plain
 from limbeck.engines.foreign import ForeignEngine
@@ -67,7 +67,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return models.train_tokenizer(
+    return newborn.train_tokenizer(
         (f"{a} plus {b} is {a + b} legs" for a in range(9) for b in range(9)), 300
     )
 
@@ -75,7 +75,7 @@ def tokenizer():
 def tiny(name, tokenizer, **more):
     architecture, special = MODELS.get(name, (name, {}))
     sizes = GPT2_SIZES if architecture == "gpt2" else SIZES
-    model = models.create_model(
+    model = newborn.create_model(
         architecture,
         len(tokenizer),
         0,
@@ -445,7 +445,7 @@ def test_other_architectures_run_through_transformers_and_say_so(name, tokenizer
     model = (
         tiny("llama", tokenizer, **sizes)
         if architecture == "llama"
-        else models.create_model(
+        else newborn.create_model(
             architecture,
             len(tokenizer),
             0,

@@ -41,13 +41,13 @@ def small_model(
 
     Its template writes `opened` behind a prompt, and `end_of_turn` behind an assistant's message.
     """
-    from limbeck import models
+    from limbeck import models, newborn
 
     texts = (f"What is {a} + {b} - {a}? {a}+{b}={a + b}" for a in range(30) for b in range(30))
-    template = models.CHAT_TEMPLATE.replace("'<|assistant|>'", f"'<|assistant|>{opened}'")
+    template = newborn.CHAT_TEMPLATE.replace("'<|assistant|>'", f"'<|assistant|>{opened}'")
     template = template.replace("<|end|>", end_of_turn)
-    tokenizer = models.train_tokenizer(texts, 320, chat_template=template)
-    model = models.create_model(
+    tokenizer = newborn.train_tokenizer(texts, 320, chat_template=template)
+    model = newborn.create_model(
         "llama",
         len(tokenizer),
         0,

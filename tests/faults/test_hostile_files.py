@@ -18,9 +18,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from limbeck import chat, guard, models, tables
+from limbeck import chat, guard, models, newborn, tables
 from limbeck.errors import UserError
-from limbeck.guard import worker
+from limbeck.guard import weights, worker
 from limbeck.problems import file as problems
 from limbeck.types import Message
 from tests.faults import hostile
@@ -53,8 +53,8 @@ R1 = """\
 
 def make_folder(folder: Path, architecture: str = "qwen3", **sizes: Any) -> None:
     lines = (f"What is {a} + {b}? Let me check: {a + b}" for a in range(30) for b in range(30))
-    tokenizer = models.train_tokenizer(lines, 330)
-    model = models.create_model(
+    tokenizer = newborn.train_tokenizer(lines, 330)
+    model = newborn.create_model(
         architecture, 330, 0, eos_token_id=3, pad_token_id=0, **{**SIZES, **sizes}
     )
     models.save_model(model, tokenizer, folder)
@@ -138,13 +138,13 @@ def test_honest_models(architecture: str, tied: bool, sharded: bool, tmp_path: P
         hostile.shard(tmp_path / "model")
     after = models.load_model(tmp_path / "model").state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert models.load_tokenizer(tmp_path / "model").chat_template == models.CHAT_TEMPLATE
+    assert models.load_tokenizer(tmp_path / "model").chat_template == newborn.CHAT_TEMPLATE
 
 
 def test_honest_gpt2_whose_names_are_others(tmp_path: Path) -> None:
     names = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
-    tokenizer = models.train_tokenizer(iter(["1 + 1"]), 330)
-    model = models.create_model("gpt2", 330, 0, eos_token_id=3, pad_token_id=0, **names)
+    tokenizer = newborn.train_tokenizer(iter(["1 + 1"]), 330)
+    model = newborn.create_model("gpt2", 330, 0, eos_token_id=3, pad_token_id=0, **names)
     models.save_model(model, tokenizer, tmp_path / "model")
     models.load_model(tmp_path / "model")
 
@@ -158,6 +158,16 @@ def test_honest_folder_with_pickles_beside_its_weights(honest: Path, tmp_path: P
     models.load_model(tmp_path / "model")
     models.load_tokenizer(tmp_path / "model")
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_honest_header_whose_length_reads_as_a_pickles_beginning(
+    length: int, tmp_path: Path
+) -> None:
+    entry = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}
+    header = json.dumps({"weight": entry}).encode().ljust(length)
+    (tmp_path / "model.safetensors").write_bytes(length.to_bytes(8, "little") + header + b"1")
+    assert list(weights.read_header(tmp_path / "model.safetensors")) == ["weight"]
 
 
 def test_honest_cache_of_the_hub(honest: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -186,7 +196,7 @@ CONVERSATIONS = [
 
 
 @pytest.mark.parametrize(
-    "template", [R1, models.CHAT_TEMPLATE + " ", "{% generation %}a{% endgeneration %}"]
+    "template", [R1, newborn.CHAT_TEMPLATE + " ", "{% generation %}a{% endgeneration %}"]
 )
 def test_honest_templates_read_as_transformers_reads_them(
     template: str, honest: Path, tmp_path: Path

@@ -118,7 +118,7 @@ MISTAKES = {
     ),
     "unknown knob": recipe("lr: 1e-3", "lr: 1e-3\n    epochs: 3", "sft.epochs: unknown key; did"),
     "misspelt knob": recipe("batch_size", "batch_sise", "stages.sft.batch_sise", "'batch_size'?"),
-    "missing knob": recipe("    lr: 1e-3\n", "", "stages.sft.lr: is required; add it"),
+    "missing knob": recipe("    data: ./curate/dataset\n    num", "    num", "sft.data: is required; add it"),
     "unknown plug-in knob": recipe(
         "{name: length, max_tokens: 64}", "{name: length, max: 6}", "curate.keep.1.max: unknown key"
     ),

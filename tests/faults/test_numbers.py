@@ -23,12 +23,12 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from limbeck import models  # noqa: E402
+from limbeck import models, newborn  # noqa: E402
 from limbeck.engines import local_engine  # noqa: E402
 from limbeck.engines.sampling import requests_for, write_missing  # noqa: E402
 from limbeck.stages import sft  # noqa: E402
 from limbeck.train import losses, training  # noqa: E402
-from limbeck.train.checkpoint import FILES, _checkpoints, _problem, save_checkpoint  # noqa: E402
+from limbeck.train.checkpoint import _checkpoints, _problem, save_checkpoint  # noqa: E402
 from limbeck.train.step import make_optimizer  # noqa: E402
 
 NAN, INF = math.nan, math.inf
@@ -176,11 +176,11 @@ def make_world(folder: Path) -> World:
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     texts = [message["content"] for row in rows for message in row["messages"]]
-    tokenizer = models.train_tokenizer(iter(texts), 280)
+    tokenizer = newborn.train_tokenizer(iter(texts), 280)
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes |= {"intermediate_size": 24, "num_key_value_heads": 2, "max_position_embeddings": 128}
-    model = models.create_model(
+    model = newborn.create_model(
         "llama", len(tokenizer), 0, tie_word_embeddings=False, **ends, **sizes
     )
     models.save_model(model, tokenizer, folder / "model")
@@ -223,10 +223,9 @@ def saved(out: Path, newest: int) -> Iterator[str]:
     for path in kept:
         if _problem(path):
             yield f"{path.name}: {_problem(path)}"
-        for name in FILES[:2]:
-            tensors = load_file(path / name)
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-                yield f"{path.name}/{name} holds a value that is not finite"
+        for file in path.glob("*.safetensors"):
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in load_file(file).values()):
+                yield f"{file} holds a value that is not finite"
 
 
 # -- writing ------------------------------------------------------------------------------------

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from limbeck.errors import UserError
 from limbeck.train.batch import collate
-from limbeck.train.checkpoint import load_newest, save_checkpoint
+from limbeck.train.checkpoint import load_best, load_newest, save_checkpoint
 from limbeck.train.head import TokenModel
 from limbeck.train.losses import cross_entropy
 from limbeck.train.step import make_optimizer, train_step
@@ -71,6 +72,54 @@ def test_the_newest_two_are_kept_and_nothing_is_pickled(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-1000000"]
     names = sorted(path.name for path in (tmp_path / "step-000010").iterdir())
     assert names == ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
+
+
+def test_the_best_is_kept_and_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, optimizer = make_run()
+    weights = {}
+    for step in range(1, 7):
+        train(model, optimizer, range(1))
+        weights[step] = [p.detach().clone() for p in model.parameters()]
+        save_checkpoint(tmp_path, step, model, optimizer, {"step": step}, is_best=step in (1, 3))
+    assert sorted(path.name[-1] for path in tmp_path.iterdir()) == ["3", "5", "6"]
+    moments = {id(p): optimizer.state[p]["exp_avg"].clone() for p in model.parameters()}
+    assert load_best(tmp_path, model) == {"step": 3}
+    for parameter, expected in zip(model.parameters(), weights[3], strict=True):
+        assert torch.equal(parameter, expected)
+        assert torch.equal(optimizer.state[parameter]["exp_avg"], moments[id(parameter)])
+    (tmp_path / "step-000003" / "model.safetensors").write_bytes(b"")
+    assert load_best(tmp_path, model) is None
+    assert "step-000003: model.safetensors changed on disk" in caplog.text
+    assert load_newest(tmp_path, model, optimizer) == {"step": 6}
+
+
+def test_frozen_weights_are_left_out(tmp_path: Path) -> None:
+    """Only what learns is saved, and with it the buffers that belong to the state."""
+    model, optimizer = make_run()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("norm" in name)
+    model.register_buffer("seen", torch.tensor([3]))
+    model.register_buffer("derived", torch.tensor([4]), persistent=False)
+    optimizer = make_optimizer(model, lr=0.0)
+    train(model, optimizer, range(1))
+    path = save_checkpoint(tmp_path, 1, model, optimizer, {})
+    saved = load_file(path / "model.safetensors")
+    assert set(saved) == {"seen", *(n for n, p in model.named_parameters() if "norm" in n)}
+    model.get_buffer("seen").zero_()
+    load_newest(tmp_path, model, optimizer)
+    assert model.get_buffer("seen") == 3
+
+
+def test_a_weight_without_a_gradient_has_no_moments_afterwards(tmp_path: Path) -> None:
+    model = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+    optimizer = make_optimizer(model, lr=0.1)
+    model[0](torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    save_checkpoint(tmp_path, 1, model, optimizer, {})
+    kept = [set(optimizer.state.get(p, {})) for p in model.parameters()]
+    assert load_newest(tmp_path, model, optimizer) == {}
+    assert [set(optimizer.state.get(p, {})) for p in model.parameters()] == kept
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_broken_ones_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

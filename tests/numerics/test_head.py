@@ -7,8 +7,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from limbeck.errors import UserError
+from limbeck.train import head
 from limbeck.train.batch import Tokens
-from limbeck.train.head import TokenModel, chunked_loss
+from limbeck.train.head import TokenModel, chunked_loss, logp_and_entropy
 from limbeck.train.losses import cross_entropy
 
 N, C, V = 37, 12, 50
@@ -79,12 +80,83 @@ def test_without_gradients_only_the_value() -> None:
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=0)  # as above
 
 
-def test_one_side_frozen() -> None:
+def naive_logp_and_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> list[Tensor]:
+    """The definitions, a token at a time."""
+    found = []
+    for row, target in zip(hidden, targets.tolist(), strict=True):
+        logits = weight @ row
+        p = logits.exp() / logits.exp().sum()
+        found.append(torch.stack([p[target].log(), -(p * p.log()).sum()]))
+    return list(torch.stack(found).T)
+
+
+@pytest.mark.parametrize("tile_tokens", [1, 5, 37, None])
+@pytest.mark.parametrize("above", ["both", "logp", "entropy"])
+def test_logp_and_entropy_for_any_gradient_from_above(above: str, tile_tokens: int | None) -> None:
     hidden, weight, tok = make_inputs()
-    expected = torch.autograd.grad(full_loss(hidden, weight, tok, "cross_entropy"), hidden)[0]
-    loss = chunked_loss(hidden, weight.detach(), tok, cross_entropy, 8)
-    ours = torch.autograd.grad(loss, hidden)[0]
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)  # float32
+    generator = torch.Generator().manual_seed(4)
+    upstream = torch.randn(2, N, generator=generator)  # what a policy's objective may send down
+    upstream *= torch.tensor([[above != "entropy"], [above != "logp"]])
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    wanted = naive_logp_and_entropy(*exact, tok.targets)
+    wanted_gradients = torch.autograd.grad(wanted, exact, list(upstream.double()))
+    found = logp_and_entropy(hidden, weight, tok.targets, tile_tokens)
+    chosen = [i for i in range(2) if upstream[i].any()]
+    gradients = torch.autograd.grad(
+        [found[i] for i in chosen], [hidden, weight], [upstream[i] for i in chosen]
+    )
+    for ours, naive in zip((*found, *gradients), (*wanted, *wanted_gradients), strict=True):
+        # float32 against float64: logits of some 10 are off by 1e-6, sums of 37 tokens by more
+        torch.testing.assert_close(ours, naive.float(), rtol=1e-5, atol=2e-5)
+
+
+def test_logp_and_entropy_compute_what_autocast_asks_for() -> None:
+    hidden, weight, tok = make_inputs()
+    exact = logp_and_entropy(hidden, weight, tok.targets)
+    wanted = torch.autograd.grad(exact[0].sum(), [hidden, weight])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = logp_and_entropy(hidden, weight, tok.targets, 8)
+    ours = torch.autograd.grad(found[0].sum(), [hidden, weight])  # outside, as backward is
+    for one, other in zip((*found, *ours), (*exact, *wanted), strict=True):
+        assert one.dtype == torch.float32
+        assert 0 < (one - other).norm() < 0.02 * other.norm()  # the 8 bits of bfloat16
+
+
+def test_a_frozen_head_gets_no_gradient_and_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, tok = make_inputs()
+    weight = weight.detach()
+    wanted = torch.autograd.grad(full_loss(hidden, weight, tok, "cross_entropy"), hidden)[0]
+
+    def never(*_: object) -> None:
+        raise AssertionError("dW of a frozen head")
+
+    monkeypatch.setattr(head, "_add_product", never)
+    ours = torch.autograd.grad(chunked_loss(hidden, weight, tok, cross_entropy, 8), hidden)[0]
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)  # float32
+    logp, _ = logp_and_entropy(hidden, weight, tok.targets, 8)
+    ours = torch.autograd.grad(-(logp * tok.weights).sum(), hidden)[0]
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_bfloat16_model_gets_its_own_type_back() -> None:
+    hidden, weight, tok = make_inputs()
+    wanted = torch.autograd.grad(full_loss(hidden, weight, tok, "cross_entropy"), [hidden, weight])
+    narrow = [x.detach().bfloat16().requires_grad_() for x in (hidden, weight)]
+    loss = chunked_loss(*narrow, tok, cross_entropy, 8)
+    for one, other in zip(torch.autograd.grad(loss, narrow), wanted, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert (one - other).norm() < 0.03 * other.norm()  # 8 bits, inputs and all
+
+
+def test_cross_entropy_of_impossible_tokens_is_finite() -> None:
+    """exp(-200) is 0 in float32: the loss must not come from the target's own probability."""
+    weight = torch.tensor([[100.0], [-100.0], [0.0]]).requires_grad_()
+    hidden = torch.ones(2, 1).requires_grad_()
+    tok = Tokens(torch.tensor([1, 0]), torch.tensor([1.0, 2.0]))
+    loss = chunked_loss(hidden, weight, tok, cross_entropy)
+    assert loss.item() == 200.0
+    gradient = torch.autograd.grad(loss, weight)[0]
+    assert gradient[:, 0].tolist() == pytest.approx([1.0, -1.0, 0.0], abs=1e-30)
 
 
 def test_no_tokens_is_no_loss() -> None:

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from limbeck.errors import UserError
-from limbeck.models import create_model
-from limbeck.train import attention
+from limbeck.newborn import create_model
+from limbeck.train import attention, layout
 from limbeck.train.batch import Example, collate, pack
 from limbeck.train.head import TokenModel
 from limbeck.train.losses import cross_entropy
@@ -92,17 +92,19 @@ def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor]) ->
         )
 
 
-@pytest.mark.parametrize("kernel", ["matmul", "sdpa"])
+LONGEST_FOR_PRODUCTS = {"products": 99, "sdpa": 0, "both": 12}
+
+
+@pytest.mark.parametrize("kernel", LONGEST_FOR_PRODUCTS)
 @pytest.mark.parametrize(("architecture", "sizes"), MODELS)
 def test_packed_equals_each_document_alone(
     architecture: str, sizes: dict, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        attention, "LONGEST_FOR_MATMUL", {torch.float32: 99 if kernel == "matmul" else 0}
-    )
+    monkeypatch.setattr(layout, "LONGEST_FOR_PRODUCTS", LONGEST_FOR_PRODUCTS[kernel])
+    monkeypatch.setattr(attention, "QUERIES_AT_ONCE", 5)
     examples = make_examples()
     model = make_model(architecture, **sizes)
-    expected = reference(model, examples, "sdpa" if kernel == "matmul" else "eager")
+    expected = reference(model, examples, "sdpa" if kernel == "products" else "eager")
     expected.backward()
     expected_gradients = gradients(model)
     model.zero_grad()
@@ -110,6 +112,34 @@ def test_packed_equals_each_document_alone(
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)  # float32, some 1e-7 per token
     assert_same_gradients(gradients(model), expected_gradients)
+
+
+@pytest.mark.parametrize("longest", [99, 0])
+def test_attention_computes_what_autocast_asks_for(
+    longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rotary embeddings make queries and keys float32 again: attention must not stay with it."""
+    monkeypatch.setattr(layout, "LONGEST_FOR_PRODUCTS", longest)
+    monkeypatch.setattr(attention, "QUERIES_AT_ONCE", 8)
+    model = TokenModel(make_model(initializer_range=0.1))
+    batch = collate(make_examples())
+    model(batch, cross_entropy).backward()
+    expected = gradients(model.model)
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(batch, cross_entropy).backward()
+    whole = torch.cat([g.flatten() for g in expected.values()])
+    found = torch.cat([g.flatten() for g in gradients(model.model).values()])
+    assert 1e-4 < (found - whole).norm() / whole.norm() < 0.02  # 8 bits, through two layers
+
+
+def test_dropout_of_attention_still_drops() -> None:
+    model = TokenModel(make_model(attention_dropout=0.5)).train()
+    batch = collate(make_examples())
+    losses = {model(batch, cross_entropy).item() for _ in range(3)}
+    assert len(losses) == 3
+    model.eval()
+    assert len({model(batch, cross_entropy).item() for _ in range(3)}) == 1
 
 
 def test_gpt2_runs_packed() -> None:
@@ -200,11 +230,30 @@ def test_collate() -> None:
     assert batch.total_weight == 5.0
 
 
-def test_layout_is_a_permutation() -> None:
-    layout = attention.lay_out(LENGTHS)
-    assert layout.longest == max(LENGTHS)
-    assert torch.equal(layout.padded[layout.flat], torch.arange(sum(LENGTHS)))
-    assert int((layout.padded == sum(LENGTHS)).sum()) == len(layout.padded) - sum(LENGTHS)
+@pytest.mark.parametrize("longest", [99, 12, 0])
+def test_layout_takes_rows_there_and_back(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "LONGEST_FOR_PRODUCTS", longest)
+    found = layout.lay_out(LENGTHS)
+    assert found.longest == max(LENGTHS)
+    assert (found.short is None, found.long is None) == (longest == 0, longest == 99)
+    tokens = 1 + torch.arange(sum(LENGTHS))[:, None]
+    document = torch.arange(len(LENGTHS)).repeat_interleave(torch.tensor(LENGTHS))
+    back = torch.zeros_like(tokens)
+    for blocks in (found.short, found.long):
+        if blocks is None:
+            continue
+        rows = blocks.padded(tokens)
+        assert len(rows) == sum(count * length for count, length in blocks.shapes)
+        back += blocks.flat(rows)
+        begin = 0
+        for count, length in blocks.shapes:
+            for row in rows[begin : begin + count * length].view(count, length):
+                seen = row[row > 0] - 1  # one whole document from its first token, then zeros
+                assert len(set(document[seen].tolist())) == 1
+                assert seen.tolist() == list(range(seen[0], seen[0] + LENGTHS[document[seen[0]]]))
+                assert not row[len(seen) :].any()
+            begin += count * length
+    assert torch.equal(back, tokens)
 
 
 def test_pack_fills_bins_and_cuts_nothing() -> None:

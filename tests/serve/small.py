@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from limbeck import models
+from limbeck import models, newborn
 
 WORDS = ["plus", "minus", "legs", "think", "about", "until", "done", "fox", "lazy", "dog"]
 
 
-def save_model(folder: Path, template: str = models.CHAT_TEMPLATE) -> None:
+def save_model(folder: Path, template: str = newborn.CHAT_TEMPLATE) -> None:
     """Two layers, a context of 512, a tokenizer of 500."""
     texts = (f"{a} {w} {b} is {a + b} legs " for a in range(30) for b in range(9) for w in WORDS)
-    tokenizer = models.train_tokenizer(texts, 500, chat_template=template)
-    model = models.create_model(
+    tokenizer = newborn.train_tokenizer(texts, 500, chat_template=template)
+    model = newborn.create_model(
         "llama",
         len(tokenizer),
         0,

@@ -10,7 +10,7 @@ from transformers import AddedToken
 
 from limbeck import chat
 from limbeck.errors import UserError
-from limbeck.models import CHAT_TEMPLATE, train_tokenizer
+from limbeck.newborn import CHAT_TEMPLATE, train_tokenizer
 from limbeck.types import Message
 
 # A stranger's, hence rendered in the child process; trims what users say, as many do.

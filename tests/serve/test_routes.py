@@ -87,7 +87,7 @@ def test_length_usage_and_logprobs(client):
 
 
 def test_what_the_template_opened_is_thinking(folder, tmp_path):
-    from limbeck.models import CHAT_TEMPLATE
+    from limbeck.newborn import CHAT_TEMPLATE
 
     small.save_model(
         tmp_path / "m", CHAT_TEMPLATE.replace("'<|assistant|>' }", "'<|assistant|><think>\\n' }")
