@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import warnings
@@ -176,15 +175,15 @@ def peak_memory(side: str, vocabulary: int) -> float:
     torch.set_num_threads(1)
     heads = make_heads(vocabulary)
     SIDES[side](make_heads(64, 8))  # loads what there is to load
-    before = _resident()
+    before = _resident("VmRSS")
     for _ in range(2):
         SIDES[side](heads)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    return _resident("VmHWM") - before  # ru_maxrss would begin at the parent's
 
 
-def _resident() -> float:
+def _resident(what: str) -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
+        if line.startswith(what):
             return int(line.split()[1]) / 1024
     raise AssertionError("the system tells no resident size")
 

@@ -7,7 +7,7 @@ of 512, one a step, no gradient checkpointing; rows of 1,024, two of them, paddi
 length and other batch sizes are slower here). Real tokens count, padding does not.
 
     python bench/sft.py           # everything, some 5 minutes
-    python bench/sft.py --quick   # two rounds instead of five
+    python bench/sft.py --quick   # two rounds instead of five, and 70 % of the targets
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ BFLOAT16 = {"bf16": True, "gradient_checkpointing": False}
 PEERS: dict[str, dict[str, Any]] = {
     "default": {},
     "unpacked": BFLOAT16,
+    "packed_step": {
+        **BFLOAT16, "packing": True, "max_length": 1024, "per_device_train_batch_size": 2,
+    },
     "packed": {
         **BFLOAT16, "packing": True, "max_length": 512, "per_device_train_batch_size": 1,
     },
@@ -204,7 +207,9 @@ def tell_memory(side: str) -> None:
     print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 
 
-def measured(words: str, repeats: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def measured(
+    words: str, repeats: int, gate: float
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """(cases, real tokens a CPU-second by contestant) of one vocabulary."""
     samples = make_samples(NUM_SAMPLES, WORDS[words])
     off = check(WORDS[words], samples[:4])
@@ -222,7 +227,7 @@ def measured(words: str, repeats: int) -> tuple[list[dict[str, Any]], dict[str, 
         median, low, high = measure.ratio(rates["limbeck"], rates[peer])
         noisy = sum(rate.noisy for who in ("limbeck", peer) for rate in rates[who])
         more = {"low": round(low, 3), "high": round(high, 3), "noisy": noisy}
-        cases.append(measure.case(case, median, "x TRL", target, **more))
+        cases.append(measure.case(case, median, "x TRL", gate * target, **more))
     speeds = {who: float(np.median([r.per_second for r in many])) for who, many in rates.items()}
     speeds["gemm_gflops"] = gflops
     speeds["bound"] = bound(make_model(WORDS[words]), samples, gflops)
@@ -235,13 +240,19 @@ def bound(model: PreTrainedModel, samples: Samples, gflops: float) -> float:
     return 1e9 * gflops / (3 * models.flops_per_token(model, context))
 
 
-def memory_case() -> dict[str, Any]:
-    """Peak memory at 32,768 words against TRL's better setting."""
-    peaks = {side: peak_memory(side) for side in ("limbeck", "packed", "unpacked")}
+def memory_case(gate: float) -> dict[str, Any]:
+    """Peak memory at 32,768 words against TRL's better setting with the same samples in a step.
+
+    `packed` stands beside: it takes a row of 512 tokens a step, where Limbeck takes 8 samples.
+    """
+    sides = ("limbeck", "packed_step", "unpacked", "packed")
+    peaks = {side: peak_memory(side) for side in sides}
     print("\npeak MB: " + ", ".join(f"{side} {peak:,.0f}" for side, peak in peaks.items()))
-    least = min(peaks["packed"], peaks["unpacked"])
+    least = min(peaks["packed_step"], peaks["unpacked"])
     more = {f"{side}_mb": round(peak) for side, peak in peaks.items()}
-    return measure.case("v32k_memory", least / peaks["limbeck"], "TRL's peak / ours", 2.0, **more)
+    return measure.case(
+        "v32k_memory", least / peaks["limbeck"], "TRL's peak / ours", gate * 2, **more
+    )
 
 
 def main() -> None:
@@ -254,18 +265,19 @@ def main() -> None:
     if chosen.memory:
         tell_memory(chosen.memory)
         return
-    repeats = 2 if chosen.quick else 5
+    repeats, gate = (2, 0.7) if chosen.quick else (5, 1.0)
     cases: list[dict[str, Any]] = []
     rates: dict[str, dict[str, float]] = {}
     for words in WORDS:
-        found, speeds = measured(words, repeats)
+        found, speeds = measured(words, repeats, gate)
         cases += found
         rates[words] = {who: round(speed, 1) for who, speed in speeds.items()}
-    cases.append(memory_case())
+    cases.append(memory_case(gate))
     share = rates["v4k"]["limbeck"] / rates["v4k"]["bound"]
-    cases.append(measure.case("roof_share", share, "of the bf16 GEMM bound", 0.5))
+    cases.append(measure.case("roof_share", share, "of the bf16 GEMM bound", gate * 0.5))
     packages: Sequence[str] = ["torch", "transformers", "trl", "limbeck"]
     measure.finish("sft", cases, packages, chosen.out, tokens_per_second=rates, threads=1)
+    sys.exit(not all(case["met"] for case in cases))
 
 
 if __name__ == "__main__":

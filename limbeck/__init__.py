@@ -9,7 +9,7 @@ __all__ = ["UserError", "UserErrors", "open", "plan", "run"]
 __version__ = "0.1.0"
 
 
-for name in ("torchao", "torch.utils._pytree"):  # told on import of what no CPU can use
+for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # tell of what no CPU can use
     logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -29,9 +29,9 @@ def verify(problem: Problem, trace: Trace, *, answer_in: AnswerIn = "after_think
     if answer is None:
         verdict = no_answer(trace, reason or "unparsed")
         return verdict if verdict.correct is None else replace(verdict, score=0.0)
-    correct = any(normalise(answer) == normalise(gold) for gold in golds)
-    score = max(f1(answer, gold) for gold in golds)
-    return replace(judged(trace, correct, answer.strip()), score=score)
+    said, wanted = normalise(answer), [normalise(gold) for gold in golds]
+    score = max(f1(said, gold) for gold in wanted)
+    return replace(judged(trace, said in wanted, answer.strip()), score=score)
 
 
 def normalise(text: str) -> str:
@@ -40,8 +40,8 @@ def normalise(text: str) -> str:
 
 
 def f1(answer: str, gold: str) -> float:
-    """The harmonic mean of precision and recall of the normalised words, 0 to 1."""
-    said, wanted = normalise(answer).split(), normalise(gold).split()
+    """The harmonic mean of precision and recall of the words of normalised texts, 0 to 1."""
+    said, wanted = answer.split(), gold.split()
     shared = (Counter(said) & Counter(wanted)).total()
     if not shared:
         return 0.0

@@ -109,6 +109,44 @@ def rows(folder: Path, *rows: dict) -> None:
     )
 
 
+def training(stages: str, *says: str, last: str = "", finished: bool = False) -> Mistake:
+    """A mistake in further stages; what only computing finds is told of a finished run's models."""
+
+    def write(folder: Path) -> None:
+        (folder / "recipe.yaml").write_text(RECIPE.replace("  evaluate:", f"{stages}  evaluate:"))
+
+    def write_finished(folder: Path) -> None:
+        text = stages
+        for name in ("start/model", "sft/model", "curate/dataset"):
+            shutil.copytree(FINISHED / name, folder / name)
+            text = text.replace(f"./{name}", name)
+        (folder / "training.yaml").write_text(f"stages:\n{text}")
+
+    if not finished:
+        return Mistake(("recipe.yaml:", f"stages.{last}", *says), prepare=write)
+    command = "run training.yaml --quiet"
+    return Mistake(says, command, write_finished, computes=True, needs_torch=True)
+
+
+def stage(name: str, more: str, verb: str = "distill") -> str:
+    """A stage of training; `more` of its settings."""
+    settings = "model: ./start/model, data: ./curate/dataset, num_epochs: 1, lr: 1e-3"
+    if verb == "score":
+        settings = "data: ./curate/dataset"
+    return f"  {name}: {{stage: {verb}, {settings}, {more}}}\n"
+
+
+TAUGHT = "teacher: ./sft/model"
+WIDER = (
+    "  wider: {stage: create, tokenizer: ./start/model, hidden_size: 24,"
+    " num_attention_heads: 2}\n"
+)
+STRANGER = (
+    "  stranger: {stage: create, texts: ./curate/dataset, vocab_size: 280, hidden_size: 16,"
+    " num_attention_heads: 2}\n"
+)
+SCORE = stage("score", TAUGHT, "score")
+CACHED = "distributions: ./score/distributions"
 FINISHED = Path()  # the run of test_a_path_with_spaces…, set by the fixture
 MISTAKES = {
     # -- keys and names
@@ -118,7 +156,9 @@ MISTAKES = {
     ),
     "unknown knob": recipe("lr: 1e-3", "lr: 1e-3\n    epochs: 3", "sft.epochs: unknown key; did"),
     "misspelt knob": recipe("batch_size", "batch_sise", "stages.sft.batch_sise", "'batch_size'?"),
-    "missing knob": recipe("    data: ./curate/dataset\n    num", "    num", "sft.data: is required; add it"),
+    "missing knob": recipe(
+        "    data: ./curate/dataset\n    num", "    num", "sft.data: is required; add it"
+    ),
     "unknown plug-in knob": recipe(
         "{name: length, max_tokens: 64}", "{name: length, max: 6}", "curate.keep.1.max: unknown key"
     ),
@@ -198,9 +238,9 @@ MISTAKES = {
     "no expression": recipe("stage: create", "stage: create\n    isolate: '('", "start.isolate: "),
     # -- two sources of truth, or none
     "epochs and tokens": recipe(
-        "num_epochs: 1", "num_epochs: 1\n    num_tokens: 9", "stages.sft: needs either", "give one"
+        "num_epochs: 1", "num_epochs: 1\n    num_tokens: 9", "stages.sft: needs one of num_epochs", "give"
     ),
-    "neither epochs nor tokens": recipe("    num_epochs: 1\n", "", "stages.sft: needs either"),
+    "neither epochs nor tokens": recipe("    num_epochs: 1\n", "", "stages.sft: needs one of"),
     "texts and tokenizer": recipe(
         "stage: create", "stage: create\n    tokenizer: gpt/2", "stages.start: needs either texts"
     ),
@@ -341,6 +381,87 @@ MISTAKES = {
         ("mine.jsonl: holds no example", "(2 of no weight); raise"), "run sft.yaml --quiet",
         lambda folder: rows(folder, LESSON | {"weight": 0.0}, LESSON | {"weight": 0.0}),
         computes=True, needs_torch=True,
+    ),
+    # -- training and distillation
+    "nobody to learn from": training(
+        stage("distil", "seed: 1"), ": needs a teacher or its distributions; give", last="distil"
+    ),
+    "misspelt divergence": training(
+        stage("distil", f"{TAUGHT}, divergence: foward_kl"), "did you mean 'forward_kl'?",
+        last="distil.divergence",
+    ),
+    "beta beyond 1": training(
+        stage("distil", f"{TAUGHT}, divergence: {{name: jsd, beta: 2}}"), "less than or equal to 1",
+        last="distil.divergence.beta",
+    ),
+    "no such knob of a divergence": training(
+        stage("distil", f"{TAUGHT}, divergence: {{name: jsd, bta: 0.5}}"), "beta",
+        last="distil.divergence.bta",
+    ),
+    "temperature 0": training(
+        stage("distil", f"{TAUGHT}, temperature: 0"), "greater than 0", last="distil.temperature"
+    ),
+    "alpha above 1": training(
+        stage("distil", f"{TAUGHT}, alpha: 2"), "less than or equal to 1", last="distil.alpha"
+    ),
+    "on-policy from a cache": training(
+        SCORE + stage("distil", f"{CACHED}, on_policy: {{}}"),
+        "on_policy needs a teacher in memory", last="distil",
+    ),
+    "a reward for other texts": training(
+        stage("distil", f"{TAUGHT}, on_policy: {{reward: true, temperature: 0.5}}"), "drop",
+        last="distil.on_policy",
+    ),
+    "a data set for a cache": training(
+        stage("distil", "distributions: ./curate/dataset"), last="distil.distributions"
+    ),
+    "a cache that nobody made": training(
+        stage("distil", "distributions: ./scores/distributions"), "scores", last="distil.distrib"
+    ),
+    "two budgets": training(
+        stage("distil", f"{TAUGHT}, num_tokens: 1000"), "needs one of num_epochs", last="distil"
+    ),
+    "adapters of no rank": training(
+        stage("more", "lora: {rank: 0}", "sft"), "greater than 0", last="more.lora.rank"
+    ),
+    "a base of 3 bits": training(
+        stage("more", "lora: {base: int3}", "sft"), "nf4", last="more.lora.base"
+    ),
+    "a look at nothing": training(
+        stage("more", "validation: {every_steps: 1}", "sft"), "has nothing to look at",
+        last="more.validation",
+    ),
+    "scores of nobody": training(stage("score", "seed: 1", "score"), "teacher", last="score"),
+    "draws at two temperatures": training(
+        stage("score", f"{TAUGHT}, method: sample, temperatures: [1.0, 2.0]", "score"),
+        "temperature", last="score",
+    ),
+    "a scorer that cannot score": training(
+        stage("score", "engine: {name: openai, model: m, base_url: 'http://localhost:1'}", "score"),
+        "log-prob", last="score",
+    ),
+    "a temperature that was not kept": training(
+        SCORE + stage("distil", CACHED), "has no temperature 2, but 1; take", finished=True,
+    ),
+    "scores of another teacher": training(
+        SCORE + stage("distil", f"{CACHED}, teacher: ./start/model, temperature: 1.0"),
+        "score/distributions: ", "with ", "leave teacher out", finished=True,
+    ),
+    "scores by another tokenizer": training(
+        STRANGER + stage("score", "teacher: ./stranger/model", "score")
+        + stage("distil", f"{CACHED}, temperature: 1.0"),
+        "score/distributions: ", "tokenizer", finished=True,
+    ),
+    "hidden states of other widths": training(
+        WIDER + stage("distil", "teacher: ./wider/model, hidden: {}"),
+        "hidden: the student's hidden states are 16 wide", "24", finished=True,
+    ),
+    "adapters on layers that are not there": training(
+        stage("more", "lora: {targets: [query]}", "sft"), "lora.targets: ", "q_proj", finished=True,
+    ),
+    "a look at what is taught": training(
+        stage("more", "validation: {every_steps: 1, data: ./curate/dataset}", "sft"),
+        "are trained on; hold rows out", finished=True,
     ),
     # -- run folders
     "used by another recipe": run_folder(

@@ -51,7 +51,7 @@ def test_the_set_is_large_and_no_row_is_there_twice():
     expected = Counter(row["expect"] for row in ROWS)
     assert expected["reject"] >= 500
     assert expected["accept"] >= 120
-    assert {row["verifier"] for row in ROWS} == {"math", "number", "exact", "choice"}
+    assert {row["verifier"] for row in ROWS} == {"math", "number", "exact", "choice", "squad"}
     assert len({row["id"] for row in ROWS}) == len(ROWS)
     unlike = {json.dumps({**row, "id": ""}, sort_keys=True) for row in ROWS}
     assert len(unlike) == len(ROWS)

@@ -184,6 +184,17 @@ def test_layouts(file):
     assert len([*read(path=file, questions_per_context=1)]) == 2
 
 
+def test_the_hubs_copy_reads_alike(tmp_path):
+    pytest.importorskip("datasets")
+    rows = [question(1, title="A", context=TEXT), question(2, title="B", context=TEXT)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    found = [*read(dataset=str(tmp_path))]
+    (tmp_path / "train.parquet").rename(tmp_path / "local.parquet")
+    local = [*read(path=str(tmp_path / "local.parquet"))]
+    assert [problem.id for problem in found] == [problem.id for problem in local]
+    assert found[0].meta["answers"] == ["Two", "Two is"]
+
+
 @pytest.mark.parametrize(
     ("content", "knobs", "message"),
     [
