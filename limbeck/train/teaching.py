@@ -126,7 +126,7 @@ def _compared(
     if vocabulary.is_same:
         return _of_same_ids(teacher)
     if vocabulary.reads_alike:
-        taught = _of_shared_tokens(teacher, vocabulary)
+        taught = _of_shared_tokens(teacher, vocabulary, rows)
     else:
         taught = _of_other_tokens(teacher, tokenizer, rows, temperature)
     return replace(taught, told={**taught.told, "shared_tokens": vocabulary.shared})
@@ -143,7 +143,7 @@ def _of_same_ids(teacher: Reader) -> Teaching:
     )
 
 
-def _of_shared_tokens(teacher: Reader, vocabulary: Vocabulary) -> Teaching:
+def _of_shared_tokens(teacher: Reader, vocabulary: Vocabulary, rows: int) -> Teaching:
     """The same tokens by other ids, or with other rows behind them that no token has."""
     device = teacher.head.device
     vocabulary = replace(
@@ -151,13 +151,16 @@ def _of_shared_tokens(teacher: Reader, vocabulary: Vocabulary) -> Teaching:
         student_ids=vocabulary.student_ids.to(device),
         teacher_ids=vocabulary.teacher_ids.to(device),
     )
-    shared = SharedMass(whole(teacher.head, vocabulary))
+    shared = SharedMass(whole(teacher.head, vocabulary), vocabulary.teacher_ids)
+
+    num_shared = len(vocabulary.student_ids)
+    last = num_shared if min(rows, len(teacher.head)) > num_shared else num_shared - 1
 
     def bucket_of(ids: Tensor) -> Tensor:
         # A student may draw a row of its head that no token has: the last bucket, which is all such
         place = torch.searchsorted(vocabulary.student_ids, ids)
         known = torch.isin(ids, vocabulary.student_ids)
-        return place.where(known, len(vocabulary.student_ids))
+        return place.where(known, last)
 
     def columns(batch: TokenBatch) -> Mapping[str, Tensor]:
         place = bucket_of(batch.ids).clamp_max(len(vocabulary.teacher_ids) - 1)
@@ -178,14 +181,19 @@ def _of_shared_tokens(teacher: Reader, vocabulary: Vocabulary) -> Teaching:
 class SharedMass:
     """A view that also adds up the teacher's probability on the tokens that both have."""
 
-    def __init__(self, view: View) -> None:
-        self.view, self.sums = view, torch.zeros(2, dtype=torch.float64)
+    def __init__(self, view: View, teacher_ids: Tensor) -> None:
+        self.view, self.teacher_ids = view, teacher_ids
+        self.sums = torch.zeros(2, dtype=torch.float64)
 
     def rows(self, logits: Tensor, tok: Tokens, temperature: float) -> Buckets:
-        """The view's; its last bucket is what only one of the two has."""
+        """The view's buckets. Where they have no rest, the mass is what was renormalised."""
         student, teacher = self.view.rows(logits, tok, temperature)
-        mass = -torch.expm1(teacher[:, -1]) * tok.weights
-        self.sums += torch.stack([mass.sum(), tok.weights.sum()]).cpu()
+        if teacher.shape[1] > len(self.teacher_ids):
+            mass = -torch.expm1(teacher[:, -1])
+        else:
+            whole = tok.columns["teacher_logits"].float() / temperature
+            mass = whole.log_softmax(-1).index_select(1, self.teacher_ids).exp().sum(-1)
+        self.sums += torch.stack([(mass * tok.weights).sum(), tok.weights.sum()]).cpu()
         return student, teacher
 
     def take(self) -> dict[str, float]:

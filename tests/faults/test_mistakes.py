@@ -138,8 +138,7 @@ def stage(name: str, more: str, verb: str = "distill") -> str:
 
 TAUGHT = "teacher: ./sft/model"
 WIDER = (
-    "  wider: {stage: create, tokenizer: ./start/model, hidden_size: 24,"
-    " num_attention_heads: 2}\n"
+    "  wider: {stage: create, tokenizer: ./start/model, hidden_size: 24, num_attention_heads: 2}\n"
 )
 STRANGER = (
     "  stranger: {stage: create, texts: ./curate/dataset, vocab_size: 280, hidden_size: 16,"
@@ -238,7 +237,7 @@ MISTAKES = {
     "no expression": recipe("stage: create", "stage: create\n    isolate: '('", "start.isolate: "),
     # -- two sources of truth, or none
     "epochs and tokens": recipe(
-        "num_epochs: 1", "num_epochs: 1\n    num_tokens: 9", "stages.sft: needs one of num_epochs", "give"
+        "num_epochs: 1", "num_epochs: 1\n    num_tokens: 9", "stages.sft: needs one of", "give"
     ),
     "neither epochs nor tokens": recipe("    num_epochs: 1\n", "", "stages.sft: needs one of"),
     "texts and tokenizer": recipe(
