@@ -101,7 +101,7 @@ def _of_table(kind: str, path: Path) -> str | None:
         for column in NEEDED[kind]:
             if column not in row:
                 return f"{path.name!r} has no {column!r} in row {number}; {suggest(column, [*row])}"
-        if kind == "dataset" and not _is_lesson(row["messages"]):
+        if kind == "dataset" and not is_lesson(row["messages"]):
             what = f"row {number} does not end with an assistant's message"
             return f"{path.name!r}: {what}; give rows of `messages`: user, then assistant"
     return None
@@ -116,7 +116,7 @@ def _rows(file: Path) -> Iterator[Any]:
             yield from batch.to_pylist()
 
 
-def _is_lesson(messages: Any) -> bool:
+def is_lesson(messages: Any) -> bool:
     """Whether there is something to learn: an assistant's message, after another."""
     if not isinstance(messages, list) or len(messages) < 2:
         return False

@@ -161,7 +161,8 @@ def line_plot(
     for index, (name, points) in enumerate(curves.items()):
         path = " ".join(f"{100 * x / right:.2f},{place(y) - 22:.1f}" for x, y in points)
         own = (series + max(0, index - 1)) % len(SHAPES)  # the second has the colour of the first
-        dots = [_shape(100 * x / right, place(y), own, 0.5) for x, y in points] if index else []
+        few = points[:: math.ceil(len(points) / 24)] if index else []
+        dots = [_shape(100 * x / right, place(y), own, 0.5) for x, y in few]
         body.append(
             f'<g class="s{own}"><title>{_clean(name)}</title>'
             f'<svg y="22" width="100%" height="{height}" viewBox="0 0 100 {height}"'

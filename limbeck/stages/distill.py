@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, islice, repeat
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
@@ -21,7 +21,7 @@ from limbeck.folder import StageFolder
 from limbeck.plugins import DivergenceChoice
 from limbeck.student.validation import validation
 from limbeck.student.writer import OnPolicy, Writer
-from limbeck.train.config import Share, TrainingConfig
+from limbeck.train.config import Share, Temperature, TrainingConfig
 from limbeck.train.divergences import forward_kl
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Config(TrainingConfig):
         default_factory=lambda: Plugin("forward_kl", forward_kl, {})
     )
     """How far the student is from its teacher: a function of `limbeck/train/divergences.py`."""
-    temperature: PositiveFloat = 2.0
+    temperature: Temperature = 2.0
     """Divides the logits of both before they are compared; the divergence counts its square."""
     alpha: Share = 0.5
     """The share of the divergence; the rest is that of the hard labels."""
@@ -79,6 +79,9 @@ class Config(TrainingConfig):
         if self.distributions is not None and live:
             what = f"{live[0]} needs a teacher in memory, distributions are in its place"
             raise ValueError(f"{what}; drop one of the two")
+        if self.alpha == 0 and self.hard_share == 0 and self.hidden is None:
+            what = "alpha is 0, and texts of the student's own are no hard labels"
+            raise ValueError(f"nothing is left to learn: {what}; raise alpha")
         return self
 
     @property
@@ -94,7 +97,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     from limbeck.train.adapters import num_parameters
     from limbeck.train.examples import pack_batches, read_lessons
     from limbeck.train.on_policy import hard_labels
-    from limbeck.train.scales import of_all
+    from limbeck.train.sums import means_of_all
     from limbeck.train.training import Training, load_student
 
     tokenizer = models.load_tokenizer(config.model)
@@ -119,7 +122,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
         hard = {"hard": hard_labels(batch, writer.names)} if config.on_policy else {}
         return {**teaching.columns(batch), **hard}
 
-    out.log(_begin(lessons, training, teaching))
+    out.log(training.told(lessons, teaching.num_parameters))
     order = _order(steps, len(lessons.examples), config.batch_size, seed, training.state["step"])
     with training:
         for step, rows in zip(training.steps(), order, strict=False):
@@ -130,17 +133,13 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
             num_tokens = sum(batch.num_tokens for batch in batches)
             training.spend(ledger.forward_flops(teaching.num_parameters, num_tokens))
             training.step(batches, loss, columns)
-            found = {**loss.take(), **(match.take() if match else {})}
-            training.state["taught"] = teaching.take()
-            training.tell(**of_all(found, batches), **writer.told, **training.state["taught"])
+            found = means_of_all({**loss.take(), **(match.take() if match else {})})
+            training.state["taught"] = means_of_all(teaching.take())
+            training.tell(**found, **writer.told, **training.state["taught"])
             validate()
-    num_refused = lessons.refused.total()
-    num_rows = len(lessons.examples) + num_refused
     scales = training.state["scales"]
     return training.save() | {
-        "accounts": out.balance(num_rows, len(lessons.examples), rejected=num_refused),
-        "num_examples": len(lessons.examples),
-        "refused": dict(lessons.refused),
+        **lessons.account(out),
         "teacher": {**teaching.told, **training.state["taught"]},
         "loss_scales": scales[:1] + scales[1:][-1:],
         "written": training.state.get("written", {}),
@@ -186,14 +185,12 @@ def _order(
     steps: list[list[int]] | None, num_examples: int, batch_size: int, seed: int, begin: int
 ) -> Iterator[list[int]]:
     """Which examples step `begin` and those behind it learn; without a plan they never end."""
-    import numpy as np
+    from limbeck.train.examples import endless
 
     if steps is not None:
         yield from steps[begin:]
         return
-    rng = np.random.default_rng(seed)
-    epochs = (rng.permutation(size).tolist() for size in repeat(num_examples))
-    examples = islice(chain.from_iterable(epochs), begin * batch_size, None)
+    examples = islice(endless(num_examples, seed), begin * batch_size, None)
     while True:
         yield list(islice(examples, batch_size))
 
@@ -242,6 +239,7 @@ def _weigh(
 ) -> None:
     """Tells how large each part of the loss is, and warns where one drowns the others."""
     from limbeck.train import scales
+    from limbeck.train.sums import means_of_all
 
     with training.aside(), training.out.account("loss scales") as row:
         found = scales.weigh(training.model, batch, columns, parts, match)
@@ -251,19 +249,8 @@ def _weigh(
     training.state.setdefault("scales", []).append({"step": step, **found})
     training.tell(scales=found)
     training.out.log(f"step {step:,}: {scales.told(found)}")
-    if mass := teaching.take().get("shared_mass"):
+    if mass := means_of_all(teaching.take()).get("shared_mass"):
         training.out.log(f"{mass:.2%} of the teacher's probability is on tokens that both have")
     hidden_weight = None if config.hidden is None else config.hidden.weight
     for warning in scales.one_sided(found, config.alpha, hidden_weight):
         training.out.log(f"warning: {warning}")
-
-
-def _begin(lessons: Lessons, training: Training, teaching: Teaching) -> str:
-    """What is about to be done, in a line."""
-    left_out = "".join(f" ({num:,} {why}, left out)" for why, num in lessons.refused.items())
-    step = training.state["step"]
-    going_on = f", going on at step {step:,}" if step else ""
-    steps = f"{training.num_steps:,} steps" if training.num_steps else "as far as the budget goes"
-    size = f"{training.num_parameters:,} parameters"
-    taught = f" taught by {teaching.num_parameters:,}" if teaching.num_parameters else ""
-    return f"{size}{taught}, {len(lessons.examples):,} examples{left_out}, {steps}{going_on}"

@@ -24,6 +24,7 @@ from limbeck.errors import UserError
 from limbeck.folder import StageFolder
 from limbeck.journal import Journal
 from limbeck.plugins import EngineChoice
+from limbeck.train.config import Temperature
 
 if TYPE_CHECKING:
     from limbeck.train.batch import Example
@@ -35,7 +36,6 @@ RESUMES = True
 UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1))
 PART_TOKENS = 1 << 15  # learned tokens of a part: 13 MB at k = 64, and what a kill may cost
 
-Temperature = Annotated[float, Field(ge=0.01, le=100)]
 Draws = Annotated[int, Field(ge=1, le=1024)]  # float16 still tells their shares apart
 
 
@@ -260,11 +260,10 @@ def _expected(config: Config, lessons: Lessons, k: int, num_tokens: int) -> str:
     """What is about to be made, and how large it will be."""
     from limbeck.train.teacher import num_learned
 
-    left_out = "".join(f" ({num:,} {why}, left out)" for why, num in lessons.refused.items())
     each = 6 * k + 4 * len(config.temperatures)
     tokens = sum(map(num_learned, lessons.examples))
     return (
-        f"{len(lessons.examples):,} rows{left_out}, {tokens:,} tokens to be learned: about "
+        f"{len(lessons.examples):,} rows{lessons.left_out}, {tokens:,} tokens to be learned: about "
         f"{_size(tokens * each)}, {each:,} bytes a token, where all {num_tokens:,} "
         f"log-probabilities would take {2 * num_tokens:,}"
     )
@@ -285,10 +284,7 @@ def _told(
         held = {f"{t:g}": 1 - tail for t, tail in zip(config.temperatures, tails, strict=True)}
         told = ", ".join(f"{mass:.2%} at temperature {t}" for t, mass in held.items())
         out.log(f"what is kept holds {told} of the teacher's mass")
-    num, num_refused = len(lessons.examples), lessons.refused.total()
-    return {
-        "accounts": out.balance(num + num_refused, num, rejected=num_refused),
-        "refused": dict(lessons.refused),
+    return lessons.account(out) | {
         "tokens": tokens,
         "bytes": size,
         "held": held,

@@ -12,6 +12,8 @@ from limbeck.config import DatasetPath, HowRun, ModelPath, ProblemsPath, StageCo
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Temperature = Annotated[float, Field(ge=0.01, le=100)]
+"""Of a distribution that is learned; beyond, float32 no longer tells tokens apart."""
 
 PAPER_LRS = {1.5e9: 1e-4, 7.6e9: 8e-5, 8.0e9: 5e-5, 14.8e9: 7e-5, 32.8e9: 6e-5, 70.6e9: 2e-5}
 """Initial learning rates of DeepSeek-R1's students by their parameters (Nature 645, supplement)."""

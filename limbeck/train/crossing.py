@@ -49,6 +49,7 @@ from limbeck.train.alignment import Aligner, Spans
 from limbeck.train.batch import Example, TokenBatch, Tokens, collate
 from limbeck.train.buckets import Unshared, make_buckets
 from limbeck.train.distillation import View
+from limbeck.train.sums import Sums, means
 
 # What is compared in a row: nothing; all buckets; these, with the row's own token apart, which has
 # all of its bucket or what the chain rule gives it; this token alone.
@@ -94,7 +95,8 @@ class Crossing:
         both = (_completions(collate(some[:NUM_CHECKED])) for some in (students, teachers))
         for own, other in zip(*both, strict=True):
             self._count(self.aligner(own.ids.tolist(), other.ids.tolist()))
-        told, shared = self.take(), self.buckets.shared
+        told = {"same_text": 0.0, "one_to_one": 0.0, **means(self.take())}
+        shared = self.buckets.shared
         what = (
             f"{shared:.1%} of the student's tokens are the teacher's too; of the texts "
             f"{told['same_text']:.1%} can be compared, {told['one_to_one']:.1%} token by token"
@@ -106,12 +108,18 @@ class Crossing:
         return what
 
     def read(self, students: Sequence[Example], teachers: Sequence[Example]) -> None:
-        """From now on batches are of these examples, known by their names."""
-        self.teachers = {s.name: t for s, t in zip(students, teachers, strict=True)}
-        pairs = zip(students, teachers, strict=True)
-        assert all(self.teachers[s.name] == t for s, t in pairs), "two texts of one name"
+        """From now on batches are of these examples, known by their names.
 
-    def take(self) -> dict[str, float]:
+        UserError where two have one name, but not one text.
+        """
+        pairs = [(s.name, t) for s, t in zip(students, teachers, strict=True)]
+        self.teachers = dict(pairs)
+        for name, theirs in pairs:
+            if self.teachers[name] != theirs:
+                what = f"finds two texts of the id {name}"
+                raise UserError(self.where, what, "give each row of the data an id of its own")
+
+    def take(self) -> Sums:
         """How much was compared since the last time.
 
         `shared_mass`: the teacher's mean probability on tokens that both have. Shares of the texts'
@@ -121,9 +129,9 @@ class Crossing:
         total, same, one_to_one = self._bytes.tolist()
         self._mass, self._bytes = torch.zeros_like(self._mass), np.zeros(3)
         return {
-            "shared_mass": mass / max(1e-9, seen),
-            "same_text": same / max(1.0, total),
-            "one_to_one": one_to_one / max(1.0, total),
+            "shared_mass": (mass, seen),
+            "same_text": (same, total),
+            "one_to_one": (one_to_one, total),
         }
 
     @torch.no_grad()

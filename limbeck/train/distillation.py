@@ -14,6 +14,7 @@ from limbeck.train.batch import TokenBatch, Tokens
 from limbeck.train.divergences import EMPTY, forward_kl
 from limbeck.train.head import TokenLoss, TokenModel, chunked_loss
 from limbeck.train.losses import cross_entropy
+from limbeck.train.sums import Sums
 
 if TYPE_CHECKING:
     from limbeck.train.alignment import Vocabulary
@@ -179,11 +180,11 @@ class Mix:
     def __call__(self, logits: Tensor, tok: Tokens) -> Tensor:
         return in_blocks(self._of_rows, logits, self.view.tile(tok))
 
-    def take(self) -> dict[str, float]:
-        """{"soft": ..., "hard": ...}: weighted means since the last call, which add to the loss."""
+    def take(self) -> Sums:
+        """Sums of "soft" and "hard" since the last call, whose means add to the loss."""
         soft, hard, weight = self._sums.tolist()
         self._sums = torch.zeros(3)
-        return {"soft": soft / (weight or 1.0), "hard": hard / (weight or 1.0)}
+        return {"soft": (soft, weight), "hard": (hard, weight)}
 
     def parts(self) -> dict[str, TokenLoss]:
         """Each part that weighs anything as a loss of its own, as large as it is in the mix."""

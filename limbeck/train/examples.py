@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from limbeck import chat, tables
+from limbeck import chat, outside, tables
 from limbeck.errors import UserError
+from limbeck.folder import StageFolder
 from limbeck.train.batch import Example, TokenBatch, collate, pack
 from limbeck.train.config import TrainingConfig
 from limbeck.types import Message
+
+
+FLOAT32 = np.finfo(np.float32)
 
 
 @dataclass(frozen=True)
@@ -33,18 +37,33 @@ class Lessons:
         """Tokens of each example."""
         return [len(example.ids) for example in self.examples]
 
+    @property
+    def left_out(self) -> str:
+        """' (3 too long, left out)', or nothing."""
+        return "".join(f" ({num:,} {why}, left out)" for why, num in self.refused.items())
+
+    def account(self, out: StageFolder) -> dict[str, Any]:
+        """How the data set's rows ended, for a stage's summary."""
+        num, num_refused = len(self.examples), self.refused.total()
+        return {
+            "accounts": out.balance(num + num_refused, num, rejected=num_refused),
+            "num_examples": num,
+            "refused": dict(self.refused),
+        }
+
 
 def read_lessons(path: str, tokenizer: PreTrainedTokenizerBase, longest: int) -> Lessons:
     """The rows of a data set that are to be learned, as tokens and loss masks.
 
     Rows of more than `longest` tokens, and those of no weight, are left out and counted. UserError
-    for a row that does not end with an assistant's message, and where nothing is left.
+    for a row that does not end with an assistant's message or has no finite weight, and where
+    nothing is left.
     """
     rows = tables.read_table(path).to_pylist()
     encoded = chat.encode_examples(tokenizer, [_pair(row, i, path) for i, row in enumerate(rows)])
     kept, examples, refused = [], [], Counter[str]()
     for number, (row, (ids, mask)) in enumerate(zip(rows, encoded, strict=True)):
-        weight = 1.0 if row.get("weight") is None else row["weight"]
+        weight = _weight(row, number, path)
         if len(ids) > longest:
             refused["too long"] += 1
         elif weight <= 0:
@@ -61,11 +80,20 @@ def read_lessons(path: str, tokenizer: PreTrainedTokenizerBase, longest: int) ->
 
 
 def _pair(row: dict[str, Any], number: int, where: str) -> tuple[list[Message], str]:
-    messages = [Message(m["role"], m["content"]) for m in row.get("messages") or ()]
-    if len(messages) < 2 or messages[-1].role != "assistant":
+    if not outside.is_lesson(row.get("messages")):
         what = f"row {number} does not end with an assistant's message"
         raise UserError(where, what, "give rows of `messages`: user, then assistant")
-    return messages[:-1], messages[-1].content
+    *prompt, answer = (Message(m["role"], m["content"]) for m in row["messages"])
+    return prompt, answer.content
+
+
+def _weight(row: dict[str, Any], number: int, where: str) -> float:
+    """As float32 holds it, in which losses are computed; 1 where a row has none."""
+    weight = 1.0 if row.get("weight") is None else row["weight"]
+    if not isinstance(weight, int | float) or not abs(weight) <= FLOAT32.max:
+        what = f"row {number} has the weight {weight!r}"
+        raise UserError(where, what, "give it a finite number, or none")
+    return float(np.float32(weight))
 
 
 def plan_steps(
@@ -82,7 +110,7 @@ def plan_steps(
     if config.num_flops is not None:
         budget = round(config.num_flops / config.training_flops(num_parameters, 1))
     tokens = 0
-    for seen, index in enumerate(_endless(len(lengths), seed), 1):
+    for seen, index in enumerate(endless(len(lengths), seed), 1):
         batch.append(index)
         tokens += lengths[index]
         enough = seen >= num_examples if budget is None else tokens >= budget
@@ -94,7 +122,8 @@ def plan_steps(
     raise AssertionError("an endless stream ended")
 
 
-def _endless(num: int, seed: int) -> Iterator[int]:
+def endless(num: int, seed: int) -> Iterator[int]:
+    """The numbers below `num` in random order, each time in another one."""
     rng = np.random.default_rng(seed)
     while True:
         yield from rng.permutation(num).tolist()

@@ -13,6 +13,7 @@ from limbeck.errors import UserError
 from limbeck.train.batch import TokenBatch
 from limbeck.train.distillation import hidden_cosine, hidden_mse
 from limbeck.train.head import TokenModel
+from limbeck.train.sums import Sums
 
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": hidden_mse,
@@ -41,11 +42,11 @@ class HiddenMatch:
         model.model.base_model.register_forward_hook(self._remember)
         model.register_forward_hook(self._add)
 
-    def take(self) -> dict[str, float]:
-        """{"hidden": ...}: its weighted mean since the last call."""
+    def take(self) -> Sums:
+        """The sum of "hidden" since the last call."""
         total, weight = torch.stack(self.sums).sum(0).tolist()
         self.sums = []
-        return {"hidden": total / weight}
+        return {"hidden": (total, weight)}
 
     def scale(self, states: Tensor, batch: TokenBatch) -> tuple[float, float]:
         """(weighted mean, norm of its gradient at these last hidden states (N, C))."""

@@ -11,6 +11,7 @@ from limbeck.train.batch import TokenBatch, Tokens
 from limbeck.train.distillation import Mix, View, in_blocks
 from limbeck.train.divergences import reverse_kl
 from limbeck.train.head import TokenLoss
+from limbeck.train.sums import Sums
 
 
 class OwnTexts:
@@ -36,12 +37,12 @@ class OwnTexts:
     def _gap(self, logits: Tensor, tok: Tokens) -> Tensor:
         return reverse_kl(*self.rows(logits, tok, 1.0))
 
-    def take(self) -> dict[str, float]:
-        """The parts of the loss and the reverse KL: weighted means since the last call."""
+    def take(self) -> Sums:
+        """Sums of the loss's parts and of "reverse_kl" since the last call."""
         parts = self.loss.take() if isinstance(self.loss, Mix) else {}
         gap, weight = torch.stack(self.sums).sum(0).tolist() if self.sums else (0.0, 0.0)
         self.sums = []
-        return {**parts, "reverse_kl": gap / weight} if weight else parts
+        return {**parts, "reverse_kl": (gap, weight)}
 
 
 def rewarded(view: View, bucket_of: Callable[[Tensor], Tensor]) -> TokenLoss:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from limbeck import models, processes
+from limbeck import models
 from limbeck.train.batch import TokenBatch
 from limbeck.train.distillation import loss_scales
 from limbeck.train.head import TokenLoss, TokenModel
 from limbeck.train.hidden import HiddenMatch
-from limbeck.train.step import Columns, deal
+from limbeck.train.step import Columns
 
 ONE_SIDED = 0.02  # with a smaller share of the gradient a part teaches next to nothing
 WHOSE = {"soft": "the teacher's", "hard": "the hard labels'", "hidden": "the hidden states'"}
@@ -111,12 +111,3 @@ def _balanced(scales: Scales, alpha: float) -> float:
 def _mean_of_others(scales: Scales) -> float:
     others = [part["gradient"] for name, part in scales.items() if name != "hidden"]
     return sum(others) / len(others)
-
-
-def of_all(means: Mapping[str, float], batches: Sequence[TokenBatch]) -> dict[str, float]:
-    """The means over a step, where each process knows those of its share of the batches."""
-    own = deal(batches, processes.rank(), processes.num())
-    weight = sum(batch.total_weight for _, batch in own)
-    shares = [(found, w) for found, w in processes.gather([dict(means), weight]) if w]
-    total = sum(w for _, w in shares)
-    return {name: sum(found.get(name, 0.0) * w for found, w in shares) / total for name in means}

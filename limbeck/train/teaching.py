@@ -20,6 +20,7 @@ from limbeck.train.distillation import Buckets, View, sampled, top_k, whole
 from limbeck.train.examples import Lessons
 from limbeck.train.head import TokenModel
 from limbeck.train.step import Columns
+from limbeck.train.sums import Sums
 from limbeck.types import Message
 
 
@@ -54,7 +55,7 @@ class Teaching:
     columns: Columns
     start: Callable[[Lessons], str] = lambda lessons: ""
     read: Callable[[Sequence[Example], Sequence[Text]], None] = lambda examples, texts: None
-    take: Callable[[], dict[str, float]] = dict
+    take: Callable[[], Sums] = dict
     bucket_of: Callable[[Tensor], Tensor] | None = None
     longest: int | None = None
     num_parameters: int = 0
@@ -196,11 +197,11 @@ class SharedMass:
         self.sums += torch.stack([(mass * tok.weights).sum(), tok.weights.sum()]).cpu()
         return student, teacher
 
-    def take(self) -> dict[str, float]:
-        """{"shared_mass": ...}: its mean since the last call."""
+    def take(self) -> Sums:
+        """The sum of "shared_mass" since the last call."""
         mass, weight = self.sums.tolist()
         self.sums = torch.zeros_like(self.sums)
-        return {"shared_mass": mass / weight} if weight else {}
+        return {"shared_mass": (mass, weight)}
 
 
 def _of_other_tokens(

@@ -18,6 +18,7 @@ from limbeck.train import adapters
 from limbeck.train.batch import TokenBatch
 from limbeck.train.checkpoint import load_best, load_newest, save_checkpoint
 from limbeck.train.config import TrainingConfig
+from limbeck.train.examples import Lessons
 from limbeck.train.head import TokenLoss, TokenModel
 from limbeck.train.step import Columns, NotFinite, StepResult, cosine_lr, make_optimizer, train_step
 
@@ -153,6 +154,17 @@ class Training:
         self.tell(loss=result.loss, lr=lr, grad_norm=result.grad_norm)
         self.advance((self.done - before) * (self.num_steps or 1), f"loss {result.loss:.3f}")
         return result
+
+    def told(self, lessons: Lessons, teacher_parameters: int = 0) -> str:
+        """What is about to be done, in a line."""
+        step = self.state["step"]
+        taught = f" taught by {teacher_parameters:,}" if teacher_parameters else ""
+        steps = f"{self.num_steps:,} steps" if self.num_steps else "as far as the budget goes"
+        going_on = f", going on at step {step:,}" if step else ""
+        return (
+            f"{self.num_parameters:,} parameters{taught}, {len(lessons.examples):,} examples"
+            f"{lessons.left_out}, {steps}{going_on}"
+        )
 
     def tell(self, **numbers: Any) -> None:
         """Adds to what `metrics.jsonl` will say of this step."""

@@ -323,21 +323,25 @@ def together(world: str, name: str, knobs: dict[str, Any]) -> None:
     learn(distill, Path(world), name, **knobs)
 
 
-def test_two_processes_learn_as_one_does(world):
+@pytest.mark.parametrize(
+    "micro_batch_tokens", [40, 1000], ids=["several batches for each", "one batch for both"]
+)
+def test_two_processes_learn_as_one_does(world, micro_batch_tokens):
     from tests.numerics.test_sharding import in_two
 
     knobs = {
         "teacher": str(world / "as_wide"),
-        "on_policy": {**OWN, "student_share": 0.5},
+        "on_policy": {**OWN, "student_share": 0.25},
         "hidden": {},
-        "micro_batch_tokens": 40,  # several batches for each of the two
+        "micro_batch_tokens": micro_batch_tokens,
     }
-    learn(distill, world, "one_process", **knobs)
-    assert in_two(together, str(world), "two_processes", knobs) == [0, 0]
-    one, two = rows_of(world, "one_process"), rows_of(world, "two_processes")
+    names = [f"{number}_{micro_batch_tokens}" for number in ("one", "two")]
+    learn(distill, world, names[0], **knobs)
+    assert in_two(together, str(world), names[1], knobs) == [0, 0]
+    one, two = (rows_of(world, name) for name in names)
     assert len(one) == len(two) == 6
     for row, other in zip(one, two, strict=True):
-        for name in ("loss", "grad_norm", "soft", "hard", "hidden"):
+        for name in ("loss", "grad_norm", "soft", "hard", "hidden", "reverse_kl"):
             assert other[name] == pytest.approx(row[name], abs=2e-6), name
         for name, part in row.get("scales", {}).items():
             assert other["scales"][name] == pytest.approx(part, abs=1e-6)
