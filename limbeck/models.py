@@ -69,10 +69,7 @@ def load_model(
     guard.check_model_folder(Path(name))
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        if context is not None:
-            config.max_position_embeddings = context
-        if rope_theta is not None:
-            config.rope_parameters = {**config.rope_parameters, "rope_theta": rope_theta}
+        _stretch(source, config, context, rope_theta)
         _refuse_missing_weights(source, name, config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
@@ -282,6 +279,21 @@ def _dtype(name: str) -> torch.dtype:
     if name not in known:
         raise UserError("dtype", f"there is no {name!r}", f"take one of {', '.join(known)}")
     return known[name]
+
+
+def _stretch(
+    source: str | Path, config: Any, context: int | None, rope_theta: float | None
+) -> None:
+    """UserError for a model that has learned its positions, unless all stays as it is."""
+    is_longer = context not in (None, config.max_position_embeddings)
+    rope = getattr(config, "rope_parameters", None)
+    if not rope and (is_longer or rope_theta is not None):
+        what = f"has no rotary positions, its context stays {config.max_position_embeddings}"
+        raise UserError(f"model {source}", what, "drop context and rope_theta")
+    if context is not None:
+        config.max_position_embeddings = context
+    if rope_theta is not None:
+        config.rope_parameters = {**rope, "rope_theta": rope_theta}
 
 
 def _refuse_missing_weights(source: str | Path, folder: str, config: Any) -> None:

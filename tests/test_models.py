@@ -213,3 +213,19 @@ def test_gpt2_is_created_by_common_names_and_without_dropout():
     assert {config.resid_pdrop, config.embd_pdrop, config.attn_pdrop} == {0.0}
     with pytest.raises(UserError, match="no num_key_value_heads"):
         newborn.create_model("gpt2", 61, 0, eos_token_id=1, pad_token_id=0, num_key_value_heads=2)
+
+
+def test_rotary_positions_alone_can_be_stretched(folder: Path, tmp_path: Path) -> None:
+    stretched = models.load_model(folder, context=4096, rope_theta=3e5).config
+    assert (stretched.max_position_embeddings, stretched.rope_parameters["rope_theta"]) == (
+        4096,
+        3e5,
+    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    learned = newborn.create_model("gpt2", 330, 0, eos_token_id=3, pad_token_id=0, **sizes)
+    models.save_model(learned, make_tokenizer(), tmp_path / "gpt2")
+    own = learned.config.max_position_embeddings
+    assert models.load_model(tmp_path / "gpt2", context=own).config.max_position_embeddings == own
+    for knobs in ({"context": own + 1}, {"rope_theta": 1e5}):
+        with pytest.raises(UserError, match="has no rotary positions, its context stays"):
+            models.load_model(tmp_path / "gpt2", **knobs)

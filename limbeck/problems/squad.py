@@ -31,6 +31,7 @@ SHORT = re.compile(
     r"|Dec)\."
 )
 ANSWER = ("text", "answer_start")
+REPEAT = "Repeat the text."
 
 
 def read(
@@ -42,6 +43,7 @@ def read(
     prompt: str = "{context}\n\n{question}",
     sentences: PositiveInt | None = None,
     questions_per_context: PositiveInt | None = None,
+    repeat: bool = False,
     licence: str | None = "CC BY-SA 4.0",
 ) -> Iterator[Problem]:
     """One problem a question, in the source's order; judged by `squad`, with all its gold answers.
@@ -50,7 +52,9 @@ def read(
     table with the hub's columns (id, title, context, question, answers), or the official
     `dev-v1.1.json[.gz]`. `sentences` cuts the context to so many, around the answer; the same is
     done to held-out questions, which are so much easier than SQuAD's. `questions_per_context`
-    leaves out further questions on a context: those of one are not independent. An article is
+    leaves out further questions on a context: those of one are not independent. `repeat` asks for
+    the whole context in place of the question: before a miniature can answer in words of a text, it
+    has to learn to copy them. An article is
     never split between what is learned and what is held out. A question without an answer, as
     SQuAD 2.0 has them, is left out. Raises UserError that names the row.
     """
@@ -66,9 +70,11 @@ def read(
         first, start = answers[0]
         if sentences:
             context = around(context, start, start + len(first), sentences)
+        if repeat:
+            question, answers = REPEAT, [(context, 0)]
         yield make_problem(
             _filled(prompt, {"{context}": context, "{question}": question}),
-            first,
+            answers[0][0],
             verifier="squad",
             meta={
                 "source": source,

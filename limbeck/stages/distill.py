@@ -25,11 +25,9 @@ from limbeck.train.config import Share, Temperature, TrainingConfig
 from limbeck.train.divergences import forward_kl
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from limbeck.train.batch import TokenBatch
-    from limbeck.train.examples import Lessons
     from limbeck.train.head import TokenLoss
     from limbeck.train.hidden import HiddenMatch
     from limbeck.train.step import Columns
@@ -79,6 +77,10 @@ class Config(TrainingConfig):
         if self.distributions is not None and live:
             what = f"{live[0]} needs a teacher in memory, distributions are in its place"
             raise ValueError(f"{what}; drop one of the two")
+        ignored = sorted({"alpha", "divergence", "temperature"} & self.model_fields_set)
+        if self.on_policy is not None and self.on_policy.reward and ignored:
+            what = "on_policy.reward stands in the place of the divergence and its mix"
+            raise ValueError(f"{what}; drop {', '.join(ignored)}")
         if self.alpha == 0 and self.hard_share == 0 and self.hidden is None:
             what = "alpha is 0, and texts of the student's own are no hard labels"
             raise ValueError(f"nothing is left to learn: {what}; raise alpha")
@@ -96,7 +98,6 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     from limbeck import models
     from limbeck.train.adapters import num_parameters
     from limbeck.train.examples import pack_batches, read_lessons
-    from limbeck.train.on_policy import hard_labels
     from limbeck.train.sums import means_of_all
     from limbeck.train.training import Training, load_student
 
@@ -118,10 +119,6 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     match = _match(config, training, teaching)
     writer = Writer(config.on_policy, training, lessons, teaching, longest)
 
-    def columns(batch: TokenBatch) -> Mapping[str, Tensor]:
-        hard = {"hard": hard_labels(batch, writer.names)} if config.on_policy else {}
-        return {**teaching.columns(batch), **hard}
-
     out.log(training.told(lessons, teaching.num_parameters))
     order = _order(steps, len(lessons.examples), config.batch_size, seed, training.state["step"])
     with training:
@@ -129,10 +126,10 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
             chosen = writer.examples(step, rows)
             batches = pack_batches(chosen, config.micro_batch_tokens, out.machine.device)
             if step % config.checkpoint_steps == 0:
-                _weigh(config, training, teaching, batches[0], columns, parts, match)
+                _weigh(config, training, teaching, batches[0], writer.columns, parts, match)
             num_tokens = sum(batch.num_tokens for batch in batches)
             training.spend(ledger.forward_flops(teaching.num_parameters, num_tokens))
-            training.step(batches, loss, columns)
+            training.step(batches, loss, writer.columns)
             found = means_of_all({**loss.take(), **(match.take() if match else {})})
             training.state["taught"] = means_of_all(teaching.take())
             training.tell(**found, **writer.told, **training.state["taught"])
@@ -140,6 +137,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     scales = training.state["scales"]
     return training.save() | {
         **lessons.account(out),
+        "num_examples": len(lessons.examples),
         "teacher": {**teaching.told, **training.state["taught"]},
         "loss_scales": scales[:1] + scales[1:][-1:],
         "written": training.state.get("written", {}),

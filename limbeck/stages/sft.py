@@ -45,4 +45,8 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
             training.step(batches, cross_entropy)
             validate()
     seen = sum(map(len, steps[: training.state["step"]]))
-    return training.save() | lessons.account(out) | {"epochs": round(seen / len(examples), 2)}
+    return training.save() | {
+        **lessons.account(out),
+        "num_examples": len(examples),
+        "epochs": round(seen / len(examples), 2),
+    }

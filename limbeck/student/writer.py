@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Self
 
@@ -16,7 +16,9 @@ from limbeck.train.config import Share
 from limbeck.types import Message, Problem, Request, Trace
 
 if TYPE_CHECKING:
-    from limbeck.train.batch import Example
+    from torch import Tensor
+
+    from limbeck.train.batch import Example, TokenBatch
     from limbeck.train.examples import Lessons
     from limbeck.train.teaching import Teaching
     from limbeck.train.training import Training
@@ -84,6 +86,13 @@ class Writer:
         self.names = {example.name for example in given[:num_own]}
         self.teaching.read(given, texts)
         return given
+
+    def columns(self, batch: TokenBatch) -> Mapping[str, Tensor]:
+        """The teacher's of a batch, and, where the student writes, which labels are hard."""
+        from limbeck.train.on_policy import hard_labels
+
+        theirs = self.teaching.columns(batch)
+        return {**theirs, "hard": hard_labels(batch, self.names)} if self.asked else theirs
 
     def _write(
         self, step: int, rows: Sequence[int], prompts: Sequence[Sequence[Message]], asked: OnPolicy

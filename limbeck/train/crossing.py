@@ -86,6 +86,9 @@ class Crossing:
         self.buckets = make_buckets(
             student_tokenizer, teacher_tokenizer, student_rows, len(self.head), unshared
         ).to(self.head.device)
+        # What the student has no bucket for it could never learn: left out, as among shared tokens
+        has_rest = bool((self.buckets.student == self.buckets.num).any())
+        self.left_out = self.buckets.teacher == (-1 if has_rest else self.buckets.num)  # (W,)
         self.teachers: dict[str, Example] = {}
         self._bytes = np.zeros(3)  # of all spans, of those of the same text, of those one to one
         self._mass = torch.zeros(2, device=self.head.device)  # on shared tokens, and of all
@@ -151,7 +154,8 @@ class Crossing:
         several = np.bincount(tables[0], minlength=num + 1) > 1
         for own, other in zip(_completions(batch), _completions(theirs), strict=True):
             spans = self.aligner(own.ids.tolist(), other.ids.tolist())
-            self._count(spans)
+            if batch.total_weight:  # not what a process reads to keep the others company
+                self._count(spans)
             first = tables[0][own.ids[spans.student[:, 0]]]
             is_told = (first == tables[1][other.ids[spans.teacher[:, 0]]]) & (first < num)
             bucket = np.where(is_told, first, -1)
@@ -178,6 +182,7 @@ class Crossing:
             weights = tok.weights * has_buckets
             shared = logits.float().softmax(-1) @ self.buckets.is_shared  # (N,)
             self._mass += torch.stack([weights @ shared, weights.sum()])
+            logits.masked_fill_(self.left_out, float("-inf"))
         return replace(tok, columns={**tok.columns, "teacher_logits": logits})
 
     def _rows(self, logits: Tensor, tok: Tokens, temperature: float) -> tuple[Tensor, Tensor]:

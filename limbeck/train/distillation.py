@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.errors import UserError
 from limbeck.train.batch import TokenBatch, Tokens
 from limbeck.train.divergences import EMPTY, forward_kl
 from limbeck.train.head import TokenLoss, TokenModel, chunked_loss
@@ -94,8 +95,10 @@ def top_k() -> View:
     def rows(logits: Tensor, tok: Tokens, temperature: float) -> Buckets:
         tails = tok.columns["tails"][:, None]
         top = (tok.columns["top_logprobs"] / temperature).log_softmax(-1)
-        teacher = torch.cat([top + torch.log1p(-tails.exp()), tails], 1)
-        return bucket_logp(logits, tok.columns["top_ids"].long(), temperature), teacher
+        student = bucket_logp(logits, tok.columns["top_ids"].long(), temperature)
+        if top.shape[1] == logits.shape[1]:
+            return student[:, :-1], top  # it has no others: the teacher's are left out
+        return student, torch.cat([top + torch.log1p(-tails.exp()), tails], 1)
 
     return View(rows)
 
@@ -206,7 +209,11 @@ class Mix:
         if self.alpha == 0:
             return logits.new_zeros(logits.shape[0])
         student, teacher = self.view.rows(logits, tok, self.temperature)
-        return self.alpha * self.temperature**2 * self.divergence(student, teacher)
+        found = self.divergence(student, teacher)
+        if found.shape != student.shape[:1]:
+            what = f"gives {[*found.shape]} for log-probabilities {[*student.shape]}"
+            raise UserError("divergence", what, "give one number for each row: sum over the last")
+        return self.alpha * self.temperature**2 * found
 
     def _hard(self, logits: Tensor, tok: Tokens) -> Tensor:
         if self.alpha == 1:

@@ -17,7 +17,6 @@ from limbeck.train.batch import Example, TokenBatch, collate, pack
 from limbeck.train.config import TrainingConfig
 from limbeck.types import Message
 
-
 FLOAT32 = np.finfo(np.float32)
 
 
@@ -47,7 +46,6 @@ class Lessons:
         num, num_refused = len(self.examples), self.refused.total()
         return {
             "accounts": out.balance(num + num_refused, num, rejected=num_refused),
-            "num_examples": num,
             "refused": dict(self.refused),
         }
 

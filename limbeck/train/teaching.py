@@ -213,10 +213,13 @@ def _of_other_tokens(
     )
 
     def read(examples: Sequence[Example], texts: Sequence[Text]) -> None:
-        crossing.read(examples, _in_its_tokens(teacher, examples, texts))
+        theirs = _in_its_tokens(teacher, examples, texts)
+        # Of what the student wrote it judges as much as it can read.
+        crossing.read(examples, [_cut(example, teacher.longest) for example in theirs])
 
     def start(lessons: Lessons) -> str:
         theirs = _in_its_tokens(teacher, lessons.examples, [text_of(row) for row in lessons.rows])
+        _refuse_too_long(teacher, theirs)
         crossing.read(lessons.examples, theirs)
         return crossing.check(lessons.examples, theirs)
 
@@ -233,17 +236,27 @@ def _of_other_tokens(
 def _in_its_tokens(
     teacher: Reader, examples: Sequence[Example], texts: Sequence[Text]
 ) -> list[Example]:
-    """The same examples as the teacher reads them. UserError for one that it has no room for."""
+    """The same examples as the teacher reads them."""
     pairs = [(text.prompt, text.written) for text in texts]
     encoded = chat.encode_examples(teacher.tokenizer, pairs)
     theirs = []
     for example, text, (ids, mask) in zip(examples, texts, encoded, strict=True):
+        whole = Example(ids, mask, example.weight, example.name)
         end = len(ids) if text.is_whole else len(ids) - 1  # that of the turn
-        if end > teacher.longest:
-            what = f"reads {teacher.longest:,} tokens, row {example.name} is {end:,} of its own"
-            raise UserError(f"teacher {teacher.name}", what, "lower max_length (or max_tokens)")
-        theirs.append(Example(ids[:end], mask[:end], example.weight, example.name))
+        theirs.append(_cut(whole, end))
     return theirs
+
+
+def _cut(example: Example, end: int) -> Example:
+    return replace(example, ids=example.ids[:end], loss_mask=example.loss_mask[:end])
+
+
+def _refuse_too_long(teacher: Reader, theirs: Sequence[Example]) -> None:
+    """UserError for a row that the teacher has no room for."""
+    for example in theirs:
+        if (num := len(example.ids)) > teacher.longest:
+            what = f"reads {teacher.longest:,} tokens, row {example.name} is {num:,} of its own"
+            raise UserError(f"teacher {teacher.name}", what, "lower max_length, or drop the row")
 
 
 # -- from disk ----------------------------------------------------------------------------------

@@ -87,6 +87,7 @@ class Training:
 
     def __enter__(self) -> Self:
         total = 1.0 if self.num_steps is None else self.num_steps
+        self.shown = self.done
         self.advance = self.books.enter_context(
             self.out.progress(total - self.done * total, "steps" if self.num_steps else "budget")
         )
@@ -152,7 +153,8 @@ class Training:
         self.row["tokens_in"] += result.num_tokens
         self.spend(self.config.training_flops(self.num_parameters, result.num_tokens))
         self.tell(loss=result.loss, lr=lr, grad_norm=result.grad_norm)
-        self.advance((self.done - before) * (self.num_steps or 1), f"loss {result.loss:.3f}")
+        self.advance((self.done - self.shown) * (self.num_steps or 1), f"loss {result.loss:.3f}")
+        self.shown = self.done
         return result
 
     def told(self, lessons: Lessons, teacher_parameters: int = 0) -> str:

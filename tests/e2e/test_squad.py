@@ -43,7 +43,12 @@ def squad(tmp_path_factory: pytest.TempPathFactory) -> Run:
     if not DATA.exists():
         pytest.skip("set LIMBECK_TEST_DATA to the test data")
     folder = tmp_path_factory.mktemp("squad") / "run"
-    return run("squad_logits", folder, f"heldout.source.path={DATA / 'dev-v1.1.json.gz'}")
+    return run(
+        "squad_logits",
+        folder,
+        f"heldout.source.path={DATA / 'dev-v1.1.json.gz'}",
+        f"pages.source.path={DATA / 'train_subset.parquet'}",
+    )
 
 
 @pytest.mark.parametrize("size", ["", "miniature", "ci"])

@@ -190,6 +190,18 @@ def test_cached_with_all_tokens_equals_live(world, live, kept):
     assert summary["flops"] == pytest.approx(6 * student * tokens)
 
 
+def test_what_the_student_has_no_row_for_is_left_out_of_a_cache_too(world):
+    """The teacher's padding, 24 rows, of which a fresh one says as much as of any."""
+    padded = {"teacher": world / "padded"}
+    num_top = len(models.load_tokenizer(world / "padded"))
+    learn(score, world, "kept_padded", **padded, num_top=num_top, temperatures=[2.0])
+    cached = {"distributions": world / "kept_padded" / "distributions"}
+    learn(distill, world, "padded_cached", **cached, divergence="jsd")
+    learn(distill, world, "padded_live", **padded, divergence="jsd")
+    wanted = pytest.approx(losses(world, "padded_live"), rel=1e-3)  # float16, and six steps
+    assert losses(world, "padded_cached") == wanted
+
+
 def test_a_cache_of_another_teacher_or_temperature_is_refused(world, kept):
     with pytest.raises(UserError, match="is of another teacher"):
         learn(distill, world, "wrong", distributions=kept, teacher=world / "newborn")
@@ -381,6 +393,22 @@ def test_another_tokenizer_is_compared_through_the_text(world):
         learn(distill, world, "wrong", teacher=world / "foreign", on_policy=reward)
 
 
+@pytest.mark.parametrize(("context", "fits"), [(24, False), (27, True)])
+def test_a_short_teacher_reads_the_students_texts_as_far_as_it_can(world, context, fits):
+    """The longest row is 27 of its tokens; a text of the student's goes to the 64 of its own."""
+    folder = shutil.copytree(world / "foreign", world / f"reads_{context}")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": context}))
+    own = {**OWN, "max_tokens": 100, "student_share": 0.5}
+    knobs = {"teacher": folder, "on_policy": own, "data": world / "rows.jsonl"}
+    if fits:
+        learn(distill, world, f"read_{context}", **knobs)
+        assert max(row["mean_length"] for row in rows_of(world, f"read_{context}")) > context
+    else:
+        with pytest.raises(UserError, match=r"reads 24 tokens, row sum-\d+ is \d+ of its own"):
+            learn(distill, world, f"read_{context}", **knobs)
+
+
 def test_hidden_states_are_matched_where_they_are_equally_wide(world):
     learn(distill, world, "hidden", teacher=world / "as_wide", hidden={"weight": 3.0})
     tokenizer = models.load_tokenizer(world / "student")
@@ -411,6 +439,9 @@ def test_hidden_states_are_matched_where_they_are_equally_wide(world):
         ({"distributions": "x", "on_policy": {}}, "on_policy needs a teacher in memory"),
         ({"on_policy": {"reward": True, "student_share": 0.5}}, "reward needs texts drawn"),
         ({"on_policy": {"reward": True, "temperature": 0.7}}, "reward needs texts drawn"),
+        ({"teacher": "x", "on_policy": {"reward": True}, "alpha": 0.2}, "drop alpha"),
+        ({"teacher": "x", "on_policy": {}, "alpha": 0.0}, "nothing is left to learn"),
+        ({"teacher": "x", "temperature": 0.001}, "greater than or equal to 0.01"),
         ({"teacher": "x", "divergence": "forwardkl"}, "did you mean 'forward_kl'"),
         ({"teacher": "x", "divergence": {"name": "jsd", "beta": 2.0}}, "less than or equal to 1"),
     ],
@@ -435,6 +466,22 @@ def test_a_divergence_of_ones_own(world):
 
 def half_of_it(student: Tensor, teacher: Tensor, *, share: float = 0.5) -> Tensor:
     return share * (teacher.exp() * (teacher - student)).sum(-1)
+
+
+@pytest.mark.parametrize("name", ["one_for_all", "one_for_each_bucket"])
+def test_a_divergence_that_is_not_one_number_a_token_is_refused(world, name):
+    mine = f"tests.stages.test_distill_stage:{name}"
+    with pytest.raises(UserError, match=r"divergence: gives .* for log-probabilities \[") as raised:
+        learn(distill, world, "misshapen", divergence=mine)
+    assert "\n" not in str(raised.value)
+
+
+def one_for_all(student: Tensor, teacher: Tensor) -> Tensor:
+    return one_for_each_bucket(student, teacher).sum(-1).mean()
+
+
+def one_for_each_bucket(student: Tensor, teacher: Tensor) -> Tensor:
+    return teacher.exp() * (teacher - student)
 
 
 # -- what goes wrong ----------------------------------------------------------------------------
@@ -475,6 +522,35 @@ def test_a_cache_that_is_not_finite_stops_it_and_nothing_is_saved(world, kept):
         learn(distill, world, "of_not_finite", distributions=folder)
     assert "\n" not in str(raised.value)
     assert not (world / "of_not_finite" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"weight": "2"}, "row 1 has the weight '2'"),
+        ({"weight": 1e39}, r"row 1 has the weight 1e\+39"),
+        ({"messages": [{"from": "human", "value": "a"}] * 2}, "row 1 does not end with"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "row 1 does not end with"),
+        ({"messages": [{"role": "assistant", "content": None}] * 2}, "row 1 does not end with"),
+        ({"id": "sum-0"}, "two texts of the id sum-0"),
+    ],
+)
+def test_rows_that_cannot_be_learned_are_named(world, tmp_path, change, told):
+    rows = store.read_jsonl(world / "few.jsonl")[:4]
+    rows[1] |= change
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=told) as raised:
+        learn(distill, world, "wrong", data=tmp_path / "rows.jsonl", teacher=world / "foreign")
+    assert "\n" not in str(raised.value)
+
+
+def test_rows_whose_weight_is_nothing_in_float32_are_left_out(world, tmp_path):
+    rows = store.read_jsonl(world / "few.jsonl")
+    for row, weight in zip(rows, (1e-60, 0.0), strict=False):
+        row["weight"] = weight
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = learn(distill, world, "weightless", data=tmp_path / "rows.jsonl")
+    assert summary["refused"] == {"of no weight": 2}
 
 
 # -- a mix that is one-sided --------------------------------------------------------------------

@@ -106,6 +106,15 @@ def test_answers_are_all_kept_and_stand_in_what_contexts_are_cut_to(dev):
 
 
 @needs_data
+def test_pages_ask_for_the_text_itself():
+    path = str(DATA / "train_subset.parquet")
+    page, asked = (next(read(path=path, sentences=1, repeat=again)) for again in (True, False))
+    context = asked.question.split("\n\n")[0]
+    assert page.question == f"{context}\n\nRepeat the text."
+    assert (page.answer, page.meta["answers"]) == (context, [context])
+
+
+@needs_data
 def test_an_article_is_on_one_side_of_a_split():
     shares = defaultdict(set)
     for problem in read(path=str(DATA / "train_subset.parquet"), sentences=2):
