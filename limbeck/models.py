@@ -293,7 +293,7 @@ def _stretch(
     if context is not None:
         config.max_position_embeddings = context
     if rope_theta is not None:
-        config.rope_parameters = {**rope, "rope_theta": rope_theta}
+        config.rope_parameters = {**(rope or {}), "rope_theta": rope_theta}
 
 
 def _refuse_missing_weights(source: str | Path, folder: str, config: Any) -> None:

@@ -398,7 +398,7 @@ MISTAKES = {
         last="distil.divergence.bta",
     ),
     "temperature 0": training(
-        stage("distil", f"{TAUGHT}, temperature: 0"), "greater than 0", last="distil.temperature"
+        stage("distil", f"{TAUGHT}, temperature: 0"), "or equal to 0.01", last="distil.temperature"
     ),
     "alpha above 1": training(
         stage("distil", f"{TAUGHT}, alpha: 2"), "less than or equal to 1", last="distil.alpha"
