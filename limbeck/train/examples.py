@@ -17,7 +17,7 @@ from limbeck.train.batch import Example, TokenBatch, collate, pack
 from limbeck.train.config import TrainingConfig
 from limbeck.types import Message
 
-FLOAT32 = np.finfo(np.float32)
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _pair(row: dict[str, Any], number: int, where: str) -> tuple[list[Message], 
 def _weight(row: dict[str, Any], number: int, where: str) -> float:
     """As float32 holds it, in which losses are computed; 1 where a row has none."""
     weight = 1.0 if row.get("weight") is None else row["weight"]
-    if not isinstance(weight, int | float) or not abs(weight) <= FLOAT32.max:
+    if not isinstance(weight, int | float) or not abs(weight) <= LARGEST:
         what = f"row {number} has the weight {weight!r}"
         raise UserError(where, what, "give it a finite number, or none")
     return float(np.float32(weight))

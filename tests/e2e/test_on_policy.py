@@ -23,8 +23,9 @@ def test_every_arm_spends_one_budget_from_one_start(finished):
     said = {row["stage"]: row for row in finished.stages()}
     for arm in ARMS:
         summary = said[arm]["summary"]
-        # The last step may go over: here, by one of six at most, and never short.
-        assert 1 <= summary["flops"] / 4e9 <= 7 / 6, arm
+        # Never short, and over by less than the last step, which may be half as long again as most.
+        last = 1.5 * summary["flops"] / summary["num_steps"]
+        assert 4e9 <= summary["flops"] < 4e9 + last, arm
     steps = [said[arm]["summary"]["num_steps"] for arm in ARMS]
     assert steps == sorted(steps, reverse=True), "a teacher and an author cost what they compute"
 
