@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from limbeck import tables
+from limbeck import ledger, tables
 from limbeck.config import Extent, ProblemsPath
 from limbeck.engines.sampling import SamplingConfig, requests_for, write_missing
 from limbeck.folder import StageFolder
@@ -35,15 +35,19 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     engine: Generator = config.engine()
     requests = requests_for(problems, config.num_samples, config.seed, out)
     write_missing(engine, requests, config.sampling(), out.path / "traces", out)
-    traces = tables.read_table(out.path / "traces", ["finish", "completion_tokens"])
+    columns = ["finish", "prompt_tokens", "completion_tokens"]
+    traces = tables.read_table(out.path / "traces", columns)
     finishes = traces["finish"].value_counts().to_pylist()
     finish = {item["values"]: item["counts"] for item in finishes}
     failed = finish.get("error", 0)
     told = ", ".join(f"{num:,} {end}" for end, num in finish.items())
     tokens = sum(traces["completion_tokens"].to_pylist())
+    all_tokens = tokens + sum(traces["prompt_tokens"].to_pylist())
     out.log(f"{traces.num_rows:,} texts: {told}; {tokens:,} tokens")
     return {
         "accounts": out.balance(len(requests), traces.num_rows - failed, failed=failed),
         "finish": finish,
         "model": engine.name,
+        "flops": ledger.forward_flops(engine.num_parameters or 0, all_tokens),
+        "paid_tokens": all_tokens if engine.costs_money else 0,
     }

@@ -182,8 +182,8 @@ def test_less_is_better_and_tokens_count(world, tmp_path):
 
 
 def test_what_only_one_has_is_not_compared_and_other_tokens_are_refused(world, tmp_path):
-    for name in ("llama", "foreign"):
-        measure(world, tmp_path / name, model=name)
+    measure(world, tmp_path / "llama", model="llama", teacher="llama")
+    measure(world, tmp_path / "foreign", model="foreign")
     scores = {name: tmp_path / name for name in ("llama", "foreign")}
     assert compared(tmp_path / "a", ["llama", "foreign"], "kl", **scores)["tests"] == []
     with pytest.raises(UserError, match="into other tokens"):

@@ -1,0 +1,75 @@
+"""choose: of several trainings the one that did best on a validation split.
+
+What was tried stands in the summary, the best and the others alike: a winner of many trials says
+less than its score, and who compares arms gives each as many.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from limbeck import metrics, tables
+from limbeck.config import ModelPath, ScoresPath, StageConfig
+from limbeck.errors import UserError
+from limbeck.folder import StageFolder
+
+WRITES = {"model": "model"}
+
+
+class Trial(StageConfig):
+    """One of the trainings, and how it did."""
+
+    model: ModelPath
+    scores: ScoresPath
+    """What an `evaluate` on problems says of it that the final evaluation does not ask."""
+
+
+class Config(StageConfig):
+    trials: Annotated[dict[str, Trial], Field(min_length=1)]
+    """By the names that they shall have in the list."""
+    metric: str = "pass_at_1"
+    """The highest mean wins; of equals the first."""
+
+
+def run(config: Config, out: StageFolder) -> dict[str, Any]:
+    """Writes `model`, that of the best trial."""
+    told = []
+    with out.account("choose"):
+        for name, trial in config.trials.items():
+            rows = tables.read_table(trial.scores).to_pylist()
+            rows = [row for row in rows if row["metric"] == config.metric]
+            if not rows:
+                what = f"holds no {config.metric} of trial {name}"
+                raise UserError(trial.scores, what, "evaluate it so, or choose by another metric")
+            told.append({"name": name, "metric": config.metric, **metrics.result(rows)})
+        asked = {row["num_problems"] for row in told}
+        if len(asked) > 1:
+            what = "the trials answered different numbers of problems"
+            raise UserError("choose.trials", what, "evaluate them alike")
+        best = max(told, key=lambda row: row["value"])
+        _copy(Path(config.trials[best["name"]].model), out.path / "model")
+    for row in told:
+        chosen = ", chosen" if row is best else ""
+        interval = f"{row['low']:.1%} to {row['high']:.1%}"
+        out.log(f"{row['name']:<20} {row['value']:6.1%}  ({interval}){chosen}")
+    return {"chosen": best["name"], "trials": told}
+
+
+def _copy(model: Path, to: Path) -> None:
+    """The same files under another name where the disk can do that, else copies of them."""
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+
+    if not model.is_dir():
+        raise UserError(str(model), "is no folder to take it from", "choose among trainings")
+    shutil.rmtree(to, ignore_errors=True)
+    shutil.copytree(model, to, copy_function=link)
