@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from limbeck import planner, processes, runner
+from limbeck import estimates, planner, processes, runner
 from limbeck import recipe as recipes
+from limbeck.estimates import Estimates
 from limbeck.planner import Step
 from limbeck.recipe import Recipe
 from limbeck.runs import Run
@@ -48,6 +49,18 @@ def plan(
     folder = _folder(loaded, run, size)
     runner.own(loaded, folder)
     return planner.plan(loaded, folder)
+
+
+def estimate(
+    recipe: str | Path | dict[str, Any],
+    overrides: dict[str, Any] | None = None,
+    *,
+    run: str | Path | None = None,
+    size: str = "",
+) -> Estimates:
+    """What `plan` finds, with the memory, time and money of each stage on the recipe's machine."""
+    machine = recipes.load(recipe, overrides, size).machine
+    return estimates.estimate(plan(recipe, overrides, run=run, size=size), machine)
 
 
 def open(run: str | Path) -> Run:

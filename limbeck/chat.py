@@ -22,6 +22,26 @@ CLOSE = "</think>"
 MARK = "\ufdd0"  # Unicode promises that it never becomes a character
 BRACKETED = re.compile(r"[<\[{].+[>\]}]$", re.DOTALL)
 
+# What DeepSeek-R1-Zero is told before each question (https://arxiv.org/abs/2501.12948, Table 1):
+# what an answer looks like, and nothing about how to reason.
+R1_ZERO_PREFACE = (
+    "A conversation between User and Assistant. The user asks a question, and the Assistant solves "
+    "it. The assistant first thinks about the reasoning process in the mind and then provides the "
+    "user with the answer. The reasoning process and answer are enclosed within <think> </think> "
+    "and <answer> </answer> tags, respectively, i.e., <think> reasoning process here </think> "
+    "<answer> answer here </answer>."
+)
+# As a chat template: plain text, no token of its own but the end of sequence behind an answer.
+R1_ZERO_TEMPLATE = (
+    R1_ZERO_PREFACE
+    + """\
+{% for message in messages %}
+{% if message.role == 'user' %}{{ ' User: ' + message.content + '. Assistant:' }}
+{%- elif message.role == 'assistant' %}{{ message.content + eos_token }}
+{%- else %}{{ ' ' + message.content }}{% endif %}{% endfor %}"""
+)
+guard.trust_template(R1_ZERO_TEMPLATE)
+
 
 @dataclass(frozen=True)
 class Thought:
@@ -183,7 +203,8 @@ def preflight(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], mask: Sequ
             "learn to stop",
             "mask only the prompt",
         )
-    masked_thinking = split_think(_decode(tokenizer, masked)).thinking or ""
+    asked = _decode(tokenizer, masked).replace(R1_ZERO_PREFACE, "")  # which speaks of the tags
+    masked_thinking = split_think(asked).thinking or ""
     if masked_thinking.strip() and CLOSE not in _decode(tokenizer, trained):
         raise UserError(
             where,

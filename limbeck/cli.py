@@ -33,6 +33,7 @@ Overrides = Annotated[
 RunDir = Annotated[Path | None, typer.Option("--run", help="The run folder; runs/NAME by default.")]
 Size = Annotated[str, typer.Option(help="A named size of the recipe, `ci` for instance.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only results and mistakes.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, runs/quickstart say.")]
 
 
@@ -68,21 +69,25 @@ def run(
 
 @app.command()
 def plan(
-    recipe: RecipePath, overrides: Overrides = None, run_dir: RunDir = None, size: Size = ""
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    size: Size = "",
+    as_json: AsJson = False,
 ) -> None:
-    """Check a recipe, and tell what running it would do."""
+    """Check a recipe, and tell what running it would do and take."""
     from limbeck import api
+    from limbeck.estimates import text
 
-    for step in api.plan(recipe, _settings(overrides), run=run_dir, size=size):
-        told = f"  {step.why}" if step.why else ""
-        typer.echo(f"{step.stage.name:<20} {step.stage.verb:<10} {step.state}{told}")
+    found = api.estimate(recipe, _settings(overrides), run=run_dir, size=size)
+    typer.echo(json.dumps(found.summary()) if as_json else text.table(found))
 
 
 @app.command()
 def show(
     run_dir: RunFolder,
     id: Annotated[str | None, typer.Argument(help="A trace's id, or its beginning.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a run's stages, results and cost, or one trace's whole story."""
     from limbeck.runs import Run
@@ -145,7 +150,7 @@ def audit(
         typer.Option(help="A folder of labelled sets; $LIMBECK_TEST_DATA by default."),
     ] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Only this set.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
     misses: Annotated[bool, typer.Option("--list", help="Each miss, one a line.")] = False,
     judge: Annotated[
         str | None,

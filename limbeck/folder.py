@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from limbeck import ledger, progress, store
 from limbeck.config import StageConfig
+
+Utilisation = Annotated[float, Field(gt=0, le=1)]
 
 
 class Machine(StageConfig):
@@ -23,6 +25,18 @@ class Machine(StageConfig):
     """`auto` takes a GPU where there is one."""
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """CPU threads; `auto` takes every core this process may use."""
+    device_name: str | None = None
+    """What `plan` reckons with: H100, A100, RTX 4090 and others that it names;"""
+    devices: PositiveInt = 1
+    """how many of them, and"""
+    price_per_hour: NonNegativeFloat | None = None
+    """what each costs an hour, in the currency of one's bill."""
+    training_utilisation: Utilisation = 0.3
+    """The share of a device's peak that training reaches (Llama 3: 0.38 to 0.43, 2407.21783)."""
+    writing_utilisation: Utilisation = 0.05
+    """The share that writing reaches, which waits for memory and for the longest text."""
+    mean_tokens: PositiveInt = 5355
+    """Tokens of an answer, where `max_tokens` is not less (DeepSeek-R1's 800k rows, table 5)."""
 
 
 @dataclass(frozen=True)

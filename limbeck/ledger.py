@@ -100,3 +100,10 @@ def total(path: Path) -> dict[str, float]:
     rows = store.read_jsonl(path)
     sums = {key: sum(row.get(key, 0) for row in rows) for key in SUMMED}
     return sums | {"peak_memory_mib": max((r["peak_memory_mib"] for r in rows), default=0.0)}
+
+
+def flops_of(output: str) -> float | None:
+    """The FLOPs that the stage which wrote an output says it took; None where it does not say."""
+    manifest = Path(output).parent / "stage.json"
+    summary = store.read_sealed(manifest)["summary"] if manifest.exists() else {}
+    return summary.get("flops")

@@ -4,13 +4,15 @@ Throughout, P is the number of problems, and a problem's mean is the share of it
 correct. Problems are what was drawn at random, so all uncertainty is over problems: sixteen samples
 of one problem are not sixteen problems (Miller 2024, https://arxiv.org/abs/2411.00640).
 
-A metric is a share, 0 to 1, the more the better, unless `NATS` names it: nats per token, the fewer
-the better, where a problem counts by its tokens.
+A metric is a share, 0 to 1, the more the better; but those of `NATS` are nats per token, the fewer
+the better, where a problem counts by its tokens, and rewards that know no bounds have their own
+unit, the more the better.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -21,6 +23,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 NATS = ("nll", "kl")
+SHARES = ("pass_at_1", "greedy", "f1", "correct", "format", "language")  # and pass_at_k
+
+
+def unit_of(metric: str) -> str | None:
+    """The unit of a metric that is no share: "nats", or "reward" of one that nobody else knows."""
+    if metric in NATS:
+        return "nats"
+    return None if metric in SHARES or re.fullmatch(r"pass_at_\d+", metric) else "reward"
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -110,11 +120,11 @@ def result(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     means = [value_of(row) for row in scores]
     low: float | None
     high: float | None
-    if scores[0]["metric"] in NATS:
+    unit = unit_of(scores[0]["metric"])
+    if unit:
         mean, low, high = mean_interval(means, [weight_of(row) for row in scores])
-        unit = {"unit": "nats"}
     else:
-        mean, (low, high), unit = sum(means) / len(means), interval(means), {}
+        mean, (low, high) = sum(means) / len(means), interval(means)
     answers = sum(row["num_samples"] for row in scores)
     return {
         "value": mean,
@@ -126,7 +136,7 @@ def result(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "failed": sum(row["num_failed"] for row in scores) / answers,
         "truncated": sum(row["num_truncated"] for row in scores) / answers,
         "cost": sum(row["flops"] for row in scores) / answers,
-        **unit,
+        **({"unit": unit} if unit else {}),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,6 +30,10 @@ from limbeck import guard, newborn, processes, store
 from limbeck.errors import UserError
 
 transformers_logging.disable_progress_bar()  # ours say how long; weights load in a moment
+# Nor its report of what a file lacks: we refuse that, or meant it.
+logging.getLogger("transformers.modeling_utils").addFilter(
+    lambda record: "LOAD REPORT" not in record.getMessage()
+)
 
 guard.trust_template(newborn.CHAT_TEMPLATE)  # ours needs no trial
 
@@ -65,13 +71,52 @@ def load_model(
     with a larger theta (Open-R1 takes 300,000 for Qwen2.5-Math). UserError for a missing folder
     and for whatever `guard.check_model_folder` refuses: pickles, foreign code, broken weights.
     """
+    model, missing = _load(AutoModelForCausalLM, source, dtype, context, rope_theta)
+    _refuse_missing(source, missing)
+    return model.to(pick_device(device))  # type: ignore[arg-type]  # its decorator hides self
+
+
+def load_reward_model(
+    source: str | Path, dtype: str = "float32", device: str = "cpu", seed: int | None = None
+) -> PreTrainedModel:
+    """A model that gives a text one number: a decoder whose `score` reads the last token.
+
+    With a `seed` a language model becomes one: its head gives way to a scalar that is drawn anew.
+    Without, UserError for what is no reward model yet.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        model, missing = _load(AutoModelForSequenceClassification, source, dtype, num_labels=1)
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        what = f"{type(model).__name__} has no scalar that reads a text's last token"
+        raise UserError(f"model {source}", what, "take a decoder, such as Qwen2, Qwen3 or Llama")
+    if seed is None and (missing or not hasattr(model.config, "reads")):
+        raise UserError(
+            f"model {source}", "is no reward model", "name what stage reward_model made"
+        )
+    _refuse_missing(source, [name for name in missing if not name.startswith("score.")])
+    return model.to(pick_device(device))  # type: ignore[arg-type]  # its decorator hides self
+
+
+def _load(
+    kind: Any,
+    source: str | Path,
+    dtype: str,
+    context: int | None = None,
+    rope_theta: float | None = None,
+    **settings: Any,
+) -> tuple[PreTrainedModel, list[str]]:
+    """(the model on the CPU, the names of tensors that its files lack)."""
     name, revision = _whole(source, CONTENT)
     guard.check_model_folder(Path(name))
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            name, revision=revision, trust_remote_code=False, **settings
+        )
         _stretch(source, config, context, rope_theta)
-        _refuse_missing_weights(source, name, config)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        _refuse_missing_weights(kind, source, name, config)
+        model, loading = kind.from_pretrained(
             name,
             revision=revision,
             config=config,
@@ -84,13 +129,14 @@ def load_model(
         raise
     except Exception as error:  # whatever a stranger's files make transformers stumble over
         raise _cannot_load(source, "model", error) from error
-    model: PreTrainedModel = loaded[0]
-    loading: dict[str, Any] = loaded[1]
-    if missing := sorted(loading["missing_keys"]):
+    _refuse_not_finite(source, model)
+    return model, sorted(loading["missing_keys"])
+
+
+def _refuse_missing(source: str | Path, missing: list[str]) -> None:
+    if missing:
         what = f"lacks {len(missing)} tensors that its config needs, {missing[0]} for instance"
         raise UserError(f"model {source}", what, "take config and weights of the same model")
-    _refuse_not_finite(source, model)
-    return model.to(pick_device(device))  # type: ignore[arg-type]  # its decorator hides self
 
 
 def save_model(
@@ -296,12 +342,12 @@ def _stretch(
         config.rope_parameters = {**(rope or {}), "rope_theta": rope_theta}
 
 
-def _refuse_missing_weights(source: str | Path, folder: str, config: Any) -> None:
+def _refuse_missing_weights(kind: Any, source: str | Path, folder: str, config: Any) -> None:
     """What the files lack would be allocated and drawn at random, however large it is."""
     if getattr(config, "quantization_config", None):
         return  # packs several numbers into one
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
+        skeleton = kind.from_config(config)
     needed, there = num_parameters(skeleton), guard.num_elements(Path(folder))
     if needed > 1.1 * there:
         what = f"its config describes {needed:,} parameters, its weights hold {there:,}"

@@ -22,6 +22,7 @@ NEEDED = {  # columns that a foreign table must have
     **{kind: schema.names for kind, schema in tables.SCHEMAS.items()},
     "traces": [n for n in tables.SCHEMAS["traces"].names if n not in ("token_ids", "logprobs")],
     "dataset": ["messages"],
+    "pairs": ["messages", "chosen", "rejected"],
 }
 
 

@@ -146,6 +146,11 @@ EngineChoice = Annotated[Plugin, Kind("engine", "limbeck.engines", "connect")]
 VerifierChoice = Annotated[Plugin, Kind("verifier", "limbeck.verifiers", "verify")]
 FilterChoice = Annotated[Plugin, Kind("filter", "limbeck.filters")]
 DivergenceChoice = Annotated[Plugin, Kind("divergence", "limbeck.train.divergences")]
+OBJECTIVES = Kind("objective", "limbeck.train.policy")
+ObjectiveChoice = Annotated[Plugin, OBJECTIVES]
+ADVANTAGES = Kind("advantage", "limbeck.train.advantages")
+AdvantageChoice = Annotated[Plugin, ADVANTAGES]
+RewardChoice = Annotated[Plugin, Kind("reward", "limbeck.rewards")]
 
 
 def _checked(function: Any) -> Callable[..., Any]:

@@ -20,7 +20,7 @@ from limbeck import stages as stage_package
 from limbeck.config import StageConfig, explain, map_references, suggest
 from limbeck.errors import UserError, UserErrors
 from limbeck.folder import Machine
-from limbeck.recipe_file import Lines, is_text, read_file, read_yaml
+from limbeck.recipe_file import Places, is_text, read_whole, read_yaml
 
 KEYS = ["name", "title", "machine", "sizes", "stages"]
 VERBS = sorted(module.name for module in pkgutil.iter_modules(stage_package.__path__))
@@ -63,14 +63,14 @@ def load(
     A stage that is `false` is left out: it keeps a place for one that only some sizes have.
     Raises UserErrors with every mistake, each with file, line and key.
     """
-    lines: Lines = {}
+    places: Places = {}
     path = None
     if isinstance(recipe, dict):
         value, where = recipe, "recipe"
     else:
         path, where = Path(recipe), str(recipe)
-        value, lines = read_file(path)
-    check = _Check(where, lines)
+        value, places = read_whole(path)
+    check = _Check(where, places)
     if not isinstance(value, dict) or not isinstance(value.get("stages"), dict):
         raise UserError(where, "has no mapping called 'stages'", "see recipes/quickstart.yaml")
     for key in value.keys() - set(KEYS):
@@ -140,18 +140,18 @@ def _copy(settings: Any) -> Any:
 class _Check:
     """Collects mistakes with their places while a recipe is read."""
 
-    def __init__(self, where: str, lines: Lines):
-        self.where, self.lines = where, lines
+    def __init__(self, where: str, places: Places):
+        self.where, self.places = where, places
         self.errors: list[UserError] = []
 
     def wrong(self, path: tuple[Any, ...], what: str) -> None:
         known = path
-        while known and known not in self.lines:
+        while known and known not in self.places:
             known = known[:-1]
-        line = f":{self.lines[known]}" if known else ""
+        where = self.places[known] if known else self.where
         what, _, way_out = what.partition("; ")
         key = ".".join(map(str, path))
-        self.errors.append(UserError(f"{self.where}{line}: {key}", what, way_out or "mend it"))
+        self.errors.append(UserError(f"{where}: {key}", what, way_out or "mend it"))
 
     def config(self, path: tuple[Any, ...], name: str, model: type[StageConfig], value: Any) -> Any:
         try:
@@ -278,6 +278,10 @@ def schema() -> dict[str, Any]:
         "properties": {
             "name": {"type": "string", "description": "Names the run folder."},
             "title": {"type": "string", "description": "Heads the report."},
+            "base": {
+                "type": "string",
+                "description": "A recipe beside this one, on top of which this one is.",
+            },
             "machine": Machine.model_json_schema(),
             "sizes": {
                 "type": "object",

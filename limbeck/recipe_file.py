@@ -16,6 +16,7 @@ from limbeck.errors import UserError
 MAX_VALUES = 100_000
 
 Lines = dict[tuple[Any, ...], int]
+Places = dict[tuple[Any, ...], str]
 
 
 class _Loader(yaml.SafeLoader):
@@ -81,6 +82,50 @@ def _walk(node: yaml.Node, path: tuple[Any, ...], lines: Lines, where: str) -> N
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             _walk(value, (*path, index), lines, where)
+
+
+def read_whole(path: Path, above: tuple[Path, ...] = ()) -> tuple[Any, Places]:
+    """The value of a recipe file on top of that of its `base`, and where each key stands.
+
+    The base's stages come first; what both have is the file's own: a whole stage, a setting of a
+    size or of the machine.
+    """
+    value, lines = read_file(path)
+    places = {key: f"{path}:{line}" for key, line in lines.items()}
+    if not isinstance(value, dict) or "base" not in value:
+        return value, places
+    where = f"{places.get(('base',), path)}: base"
+    own = {key: setting for key, setting in value.items() if key != "base"}
+    if not isinstance(base := value["base"], str):
+        raise UserError(where, "is no file's name", "write one, mix.yaml say")
+    under = path.parent / base
+    if not under.exists():
+        raise UserError(where, f"there is no {under}", "name a recipe from beside this one")
+    if any(under.samefile(file) for file in (path, *above)):
+        raise UserError(where, f"{base} builds on this recipe itself", "name another")
+    below, below_places = read_whole(under, (path, *above))
+    if not isinstance(below, dict):
+        return own, places
+    mine = {key for key in places if len(key) == 2}  # whole stages, of which nothing is the base's
+    rest = {key: place for key, place in below_places.items() if key[:2] not in mine}
+    return _merged(below, own), {**rest, **places}
+
+
+def _merged(below: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A recipe on top of another: their stages, machines and sizes are put together."""
+    whole = {**below, **own}
+    for section in ("machine", "stages", "sizes"):
+        if section in own and section in below:
+            whole[section] = _over(below[section], own[section])
+    if isinstance(sizes := whole.get("sizes"), dict) and sizes is not own.get("sizes"):
+        for name in below["sizes"].keys() & (own.get("sizes") or {}):
+            sizes[name] = _over(below["sizes"][name], own["sizes"][name])
+    return whole
+
+
+def _over(below: Any, own: Any) -> Any:
+    """One's own keys over those below, where both are mappings."""
+    return {**below, **own} if isinstance(below, dict) and isinstance(own, dict) else own
 
 
 def read_file(path: Path) -> tuple[Any, Lines]:

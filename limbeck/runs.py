@@ -46,6 +46,8 @@ class Run:
             "results": compared["results"],
             "tests": compared["tests"],
             "families": compared["families"],
+            "budgets": compared["budgets"],
+            "learning": self.learning(),
             "ledger": self.ledger(),
             "published": [],
         }
@@ -53,6 +55,12 @@ class Run:
     def results(self) -> list[Row]:
         """The results table: a row per model, split and metric."""
         return self.compared()["results"]
+
+    def learning(self) -> list[Row]:
+        """Of each reinforcement learning its curves, findings and what there was to gain."""
+        from limbeck.reporting import reinforcement
+
+        return reinforcement.learning(self)
 
     def table(self, name: str) -> pa.Table:
         """`run.table("sample/traces")` as Arrow; `.to_pandas()` it if you like."""
@@ -69,7 +77,8 @@ class Run:
 
     def compared(self) -> dict[str, list[Row]]:
         """The tables of the compare stages; without one, those of the evaluations."""
-        found: dict[str, list[Row]] = {"results": [], "families": [], "tests": []}
+        kinds = ("results", "families", "tests", "budgets")
+        found: dict[str, list[Row]] = {kind: [] for kind in kinds}
         for row in self.done("compare"):
             place = self.path / row["stage"] / "results" / "results.json"
             store.verify(place)
@@ -143,6 +152,7 @@ class Run:
         lines += [
             "",
             self.results_text(),
+            *self._learning_lines(),
             "",
             f"{'cost':<20} {'CPU s':>9} {'tokens':>12} {'FLOPs':>9}",
         ]
@@ -158,6 +168,16 @@ class Run:
 
         compared = self.compared()
         return results_table(compared["results"], compared["tests"]) if compared["results"] else ""
+
+    def _learning_lines(self) -> Iterator[str]:
+        """What there was to gain by reinforcement learning, and what went wrong."""
+        from limbeck.report import gain
+
+        for row in self.learning():
+            yield from (f"{row['name']}: {gain(split)}" for split in row["gain"])
+            for finding in row["findings"]:
+                what, evidence, way_out = finding.values()
+                yield f"{row['name']}: {what} ({evidence}); {way_out}"
 
     def story_text(self, trace_id: str) -> str:
         """A trace's story for a terminal."""

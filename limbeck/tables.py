@@ -67,6 +67,18 @@ SCHEMAS = {
             ("weight", pa.float32()),
         ]
     ),
+    "pairs": pa.schema(
+        [
+            ("id", pa.string()),
+            ("problem_id", pa.string()),
+            ("messages", MESSAGES),
+            ("chosen", pa.string()),
+            ("rejected", pa.string()),
+            ("margin", pa.float64()),  # how much better the chosen answer is
+            ("chosen_length", pa.int64()),  # characters of what was compared
+            ("rejected_length", pa.int64()),
+        ]
+    ),
     "scores": pa.schema(
         [
             ("split", pa.string()),

@@ -53,6 +53,7 @@ TOKENIZERS = {
     "qwen_like": lambda: make_tokenizer(QWEN_LIKE, eos_token="<|im_end|>"),
     "opening": lambda: make_tokenizer(OPENING),
     "not_thinking": lambda: make_tokenizer(NOT_THINKING),
+    "r1_zero": lambda: make_tokenizer(chat.R1_ZERO_TEMPLATE),
     "pad_is_eos": lambda: make_tokenizer(QWEN_LIKE, eos_token="<|im_end|>", pad_token="<|im_end|>"),
 }
 
@@ -101,7 +102,8 @@ def test_training_text_is_inference_text(name: str) -> None:
     written = tokenizer.decode(ids[len(prompt) : -1])
     whole = opened + written
     assert whole == (TEXT if name != "opening" else TEXT.replace("<think>", "<think>\n"))
-    assert ids.count(tokenizer.convert_tokens_to_ids("</think>")) == 1 + (name == "not_thinking")
+    closed = {"not_thinking": 1, "r1_zero": 2}.get(name, 0)  # in the prompt
+    assert ids.count(tokenizer.convert_tokens_to_ids("</think>")) == 1 + closed
 
 
 def test_own_template_is_what_it_says() -> None:
@@ -109,6 +111,25 @@ def test_own_template_is_what_it_says() -> None:
     assert chat.render_prompt(make_tokenizer(), messages) == (
         "Be brief.<|user|>What is 3 + 4?<|assistant|>8<|end|><|user|>What is 3 + 4?<|assistant|>"
     )
+
+
+def test_r1_zeros_prompt_is_the_papers() -> None:
+    """arXiv:2501.12948, Table 1, word for word; nothing but the end of an answer is a token."""
+    tokenizer = make_tokenizer(chat.R1_ZERO_TEMPLATE)
+    assert chat.render_prompt(tokenizer, ASK) == (
+        "A conversation between User and Assistant. The user asks a question, and the Assistant "
+        "solves it. The assistant first thinks about the reasoning process in the mind and then "
+        "provides the user with the answer. The reasoning process and answer are enclosed within "
+        "<think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning "
+        "process here </think> <answer> answer here </answer>. User: What is 3 + 4?. Assistant:"
+    )
+    assert chat.opened_thinking(chat.render_prompt(tokenizer, ASK)) == ""
+    assert chat.end_of_turn(tokenizer) == tokenizer.eos_token_id
+    answer = "<think> 3+4=7 </think> <answer> 7 </answer>"
+    ids, mask = chat.encode_example(tokenizer, ASK, answer)
+    written = [token for token, kept in zip(ids, mask, strict=True) if kept]
+    assert tokenizer.decode(written) == answer + tokenizer.eos_token
+    chat.preflight(tokenizer, *chat.encode_example(tokenizer, ASK, "<answer> 7 </answer>"))
 
 
 def test_opened_thinking_is_not_written_twice() -> None:

@@ -346,7 +346,16 @@ def test_a_missing_score_is_a_dash():
 
 
 @pytest.mark.parametrize(
-    "points", [[], [(0, math.nan)], [(0, 1.0)], [(s, 1.0) for s in range(9999)]]
+    "points",
+    [
+        [],
+        [(0, math.nan)],
+        [(0, 1.0)],
+        [(s, 1.0) for s in range(9999)],
+        [(0, 0.0), (1, 0.0)],
+        [(0, 0.0), (1, 3e-14)],
+        [(0, -2.0), (1, 5e8)],
+    ],
 )
 def test_plots_stand_odd_numbers(points):
     svg = plots.line_plot("t", "d", {"loss": points}, 0)
@@ -432,3 +441,105 @@ def test_a_grid_may_have_holes():
     svg = plots.grid_plot("t", "d", ["1", "2", "4"], {"alpha 0.1": marks})
     assert svg.count("mark") == 2 and ElementTree.fromstring(svg) is not None
     assert plots.grid_plot("t", "d", ["1"], {"alpha 0.1": marks[:1]}) == ""
+
+
+# -- reinforcement learning ----------------------------------------------------------------------
+
+STEPS = range(1, 41)
+LEARNED: dict[str, Any] = {
+    "name": "zero",
+    "curves": {
+        "reward": [(s, 1.2 + s / 100) for s in STEPS],
+        "rewards.correct": [(s, 0.3 + s / 100) for s in STEPS],
+        "rewards.format": [(s, 0.9) for s in STEPS],
+        "correct": [(s, 0.3 + s / 100) for s in STEPS],
+        "pass_at_1": [(10, 0.4), (20, 0.5), (30, 0.6), (40, 0.7)],
+        "entropy": [(s, 0.3 - s / 1000) for s in STEPS],
+        "reflection.wait": [(s, 100.0 + s) for s in STEPS],
+        "reflection.retry": [(s, 0.0) for s in STEPS],
+        "kl": [(s, 1e-13 * s) for s in STEPS],
+    },
+    "findings": [],
+    "gain": [{"split": "heldout", "pass_at_1": 0.336, "greedy": 0.412, "pass_at_16": 0.781, "reach": 0.445,
+              "after": {"pass_at_1": 0.61, "greedy": 0.64}}],
+}  # fmt: skip
+GAMED = {"what": "the reward is gamed", "evidence": "it `climbed`", "way_out": "stop"}
+
+
+def test_a_page_of_reinforcement_learning():
+    page = render(Report(name="r", title="t", learning=[LEARNED])).replace("\u202f%", " %")
+    check(page)
+    assert "the base is right in 34 % of its samples (pass@1), 41 % in its greedy answers" in page
+    assert "44 points within its reach. After learning: pass@1 61 %, greedy 64 %." in page
+    assert page.count('<svg role="img"') == 5  # reward, right answers, entropy, reflection, KL
+    assert "What went wrong" not in page and ">retry<" not in page
+    folded = page.partition("How its steps went")[2]
+    assert folded.count("<title>Distance from the reference</title>") == 1
+
+
+def test_a_gamed_reward_is_shown_against_what_it_stands_for():
+    page = render(Report(name="r", title="t", learning=[{**LEARNED, "findings": [GAMED]}]))
+    check(page)
+    assert "<b>the reward is gamed</b>: it <code>climbed</code>. The way out: stop." in page
+    assert "reward (1.21 to 1.60)" in page and "right answers (40% to 70%)" in page
+
+
+def test_scores_stand_side_by_side_as_in_the_papers_table():
+    stages = ("Zero", "Dev1", "Dev2", "Dev3", "R1")
+    rows = [
+        {"name": name, "split": "heldout", "metric": metric, **interval(0.5 + 0.05 * i, 300)}
+        for metric in ("pass_at_1", "pass_at_16", "language")
+        for i, name in enumerate(stages)
+    ]
+    rows.append(
+        {
+            "name": "R1",
+            "split": "heldout",
+            "metric": "helpful",
+            "value": -0.4,
+            "low": -0.5,
+            "high": -0.3,
+            "unit": "reward",
+        }
+    )
+    page = render(Report(name="r", title="t", results=rows))
+    check(page)
+    table = page.partition('aria-label="Scores side by side"')[2].partition("</table>")[0]
+    heads = [re.sub("<.*?>", "", head) for head in re.findall(r"<th scope=\"\w+\".*?</th>", table)]
+    assert heads == [
+        "",
+        *stages,
+        "heldout · pass@1",
+        "heldout · pass@16",
+        "heldout · language",
+        "heldout · helpful",
+    ]
+    assert table.count("–</td>") == 4 and "-0.40 (-0.50 to -0.30)" in table
+    plain = results_table(rows, [])
+    assert "-0.40  (-0.50 to -0.30)" in plain and "pass@16" in plain
+    assert "language: per cent of the thinking's words" in plain and "format:" not in plain
+
+
+def test_tests_of_other_metrics_say_which():
+    test = {**paired()[0], "a": "R1", "b": "Dev1"}
+    table = results_table(
+        results(),
+        [
+            {**test, "metric": "pass_at_16"},
+            {**test, "metric": "language"},
+            {**test, "metric": "greedy", "low": -0.1, "verdict": "not distinguishable"},
+            {**test, "metric": "helpful", "unit": "reward"},
+        ],
+    )
+    assert "R1 solves more than Dev1 on heldout (pass@16), by 39 points" in table
+    assert "R1 keeps to the question's language better than Dev1 on heldout" in table
+    assert "R1 and Dev1 cannot be told apart by greedy on heldout" in table
+    assert "R1 earns more of helpful than Dev1 on heldout, by 0.39 (+0.341 to +0.433" in table
+
+
+def test_budgets_stand_side_by_side():
+    arm = {"name": "rl", "flops": 2e12, "flops_with_teacher": 3e12, "paid_tokens": 0,
+           "share_of_flops": 1.0, "share_of_flops_with_teacher": 1.02}  # fmt: skip
+    page = render(Report(name="r", title="t", budgets=[arm], ledger=[{"stage": "s"}]))
+    check(page)
+    assert "2 TFLOP" in page and "102.0 %" in page

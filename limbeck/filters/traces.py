@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from limbeck.chat import split_think
-from limbeck.filters.language import words_by_language
+from limbeck.languages import words_by_language
 from limbeck.types import Trace, Verdict
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -26,6 +26,7 @@ def prose(text: object) -> Markup:
     for index, part in enumerate(parts):
         part = part if index % 2 else re.sub(r"(?<=\d)-(?=\d)", "–", part)
         part = part if index % 2 else re.sub(r"(?<![\w.])-(?=\d)", "−", part)
+        part = part if index % 2 else re.sub(r"(?<=\d) (?=%)", "\u202f", part)  # never broken there
         parts[index] = Markup("<code>%s</code>") % part if index % 2 else escape(part)
     return Markup("").join(parts)
 
@@ -60,7 +61,8 @@ def percent(row: Any) -> str:
     value = sentences.number(row, "value") + ("" if "unit" in row else " %")
     if row.get("low") is None or row.get("high") is None:
         return value
-    return f"{value} ({sentences.number(row, 'low')}–{sentences.number(row, 'high')})"
+    to = " to " if row["low"] < 0 else "–"
+    return f"{value} ({sentences.number(row, 'low')}{to}{sentences.number(row, 'high')})"
 
 
 def seconds(value: Any) -> str:

@@ -16,6 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from limbeck.report import formats, pictures, plots, sentences
+from limbeck.report.learning import learning_plots
 
 Row = Mapping[str, Any]
 
@@ -25,6 +26,12 @@ INTRO = (
     " which DeepSeek-R1 was distilled. This page says how well the student reasons now, what it"
     " learned from, and what that cost."
 )
+LEARNING_INTRO = (
+    "A small model answered problems many times over. Every answer was checked by a rule, and what"
+    " earned more than the model's other answers to the same question became likelier: the recipe"
+    " by which DeepSeek-R1 learned to reason. This page says how well it reasons now, what there"
+    " was to gain, how it learned, and what that cost."
+)
 DISTRIBUTION_INTRO = (
     "Small models, the students, learned to answer questions: some from the known answers alone,"
     " some from a teacher's whole distribution over the next token, which says of every word how"
@@ -32,6 +39,7 @@ DISTRIBUTION_INTRO = (
     " finds the known answers, what it answers, and what that cost."
 )
 FEW = 0.2  # right answers of the best model, below which the page says how to read the rest
+MANY = 7  # models that fit beside each other
 MEANING = {  # of a reason, in the few words that fit a phone
     "correct": "the answer matches the known one",
     "wrong": "another answer than the known one",
@@ -92,6 +100,9 @@ class Report:
     funnel: Sequence[Row] = ()
     """stage, sampled, kept, dropped: {reason: count}; the student's own comes first"""
     verdict_reasons: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    learning: Sequence[Row] = ()
+    """name, curves: {number: [(step, value)]}, findings: [{what, evidence, way_out}], gain:
+    [{split, pass_at_1, greedy, pass_at_k, reach[, after: {…}]}]: of reinforcement learning"""
     curves: Sequence[Row] = ()
     """name, points: [(step, loss)][, heldout: [(step, loss)]][, parts: {name: [(step, loss)]}]"""
     scales: Sequence[Row] = ()
@@ -108,6 +119,8 @@ class Report:
     """problem, answer, good: {text, reason, id}, bad: {text, reason, id}"""
     answers: Sequence[Row] = ()
     """problem, gold, by: [{name, text, reason}]"""
+    budgets: Sequence[Row] = ()
+    """name, flops, flops_with_teacher, share_of_flops, share_of_flops_with_teacher, paid_tokens"""
     ledger: Sequence[Row] = ()
     """stage, verb, wall_seconds, cpu_seconds, tokens_in, tokens_out, flops, peak_memory_mib"""
     published: Sequence[Row] = ()
@@ -133,13 +146,16 @@ def render(report: Report) -> str:
         "share": formats.share,
         "percent": formats.percent,
         "trace": formats.trace,
+        "metric": sentences.label,
         "points": sentences.points,
         "p": sentences.probability,
+        "gain": sentences.gain,
     }
     sections = {
         "score_plots": pictures.score_plots(report),
         "family_plots": pictures.family_plots(report),
         "funnels": [pictures.funnel(row, MEANING) for row in report.funnel],
+        "learning_plots": {row["name"]: learning_plots(row) for row in report.learning},
         "curve_plots": pictures.curve_plots(report),
         "sweep_plots": pictures.sweep_plots(report),
         "length_plot": pictures.length_plot(report),
@@ -154,7 +170,7 @@ def render(report: Report) -> str:
         published_columns=list(dict.fromkeys(key for row in report.published for key in row)),
         total=lambda key: _total(report.ledger, key),
         notes=[*report.notes, *_notes(report)],
-        metrics=sentences.METRICS,
+        matrix=_matrix(report.results),
         meaning=MEANING,
         shapes=plots.SHAPES,
         css=Markup((folder / "page.css").read_text(encoding="utf-8")),
@@ -162,9 +178,24 @@ def render(report: Report) -> str:
     )
 
 
+def _matrix(results: Sequence[Row]) -> dict[str, Any]:
+    """All scores side by side: a column for each model, or a row where there are many of them."""
+    names = list(dict.fromkeys(row["name"] for row in results))
+    ways = list(dict.fromkeys((row["split"], row["metric"]) for row in results))
+    heads = {way: f"{way[0]} · {sentences.label(way[1])}" for way in ways}
+    found = {(row["name"], row["split"], row["metric"]): formats.percent(row) for row in results}
+    if len(names) < 2 or len(ways) < 2:
+        return {}
+    if len(names) > MANY:
+        rows = [(name, [found.get((name, *way)) for way in ways]) for name in names]
+        return {"columns": [heads[way] for way in ways], "rows": rows}
+    rows = [(heads[way], [found.get((name, *way)) for name in names]) for way in ways]
+    return {"columns": names, "rows": rows}
+
+
 def _notes(report: Report) -> Iterator[str]:
     """What a reader has to know who looks at answers of models that are too small to give many."""
-    solved = [row for row in sentences.shares(report.results) if row["metric"] != "f1"]
+    solved = sentences.solved(report.results)
     best = max((row["value"] for row in solved), default=1.0)
     if best < FEW and len(solved) < len(report.results):
         yield (

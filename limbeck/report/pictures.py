@@ -25,7 +25,7 @@ def score_plots(report: Report) -> list[dict[str, Any]]:
     colours, found = series_of(report), []
     for split, metric in _pictured(report.results):
         rows = [r for r in report.results if (r["split"], r["metric"]) == (split, metric)]
-        in_units, label = "unit" in rows[0], sentences.METRICS.get(metric, metric)
+        in_units, label = "unit" in rows[0], sentences.label(metric)
         guess = None if in_units or metric == "f1" else _guess(report, split)
         lines = [
             plots.IntervalRow(row["name"], [_mark(row, colours)], formats.percent(row), guess)
@@ -47,9 +47,9 @@ def _pictured(results: Sequence[Row]) -> Iterator[tuple[str, str]]:
     for split in dict.fromkeys(row["split"] for row in results):
         here = [row for row in results if row["split"] == split]
         yield from dict.fromkeys((split, r["metric"]) for r in here if r.get("unit") == "nats")
-        if solved := sentences.shares(here):
-            yield sentences.main_split(solved)
-            if "f1" in {row["metric"] for row in solved[1:]}:
+        if shares := sentences.shares(here):
+            yield sentences.main_split(shares)
+            if "f1" in {row["metric"] for row in shares[1:]}:
                 yield split, "f1"
 
 
@@ -155,7 +155,7 @@ def sweep_plots(report: Report) -> list[dict[str, Any]]:
             f"alpha {alpha:g}": [at.get((alpha, temperature)) for temperature in temperatures]
             for alpha in alphas
         }
-        label = sentences.METRICS.get(metric, metric)
+        label = sentences.label(metric)
         desc = "; ".join(
             f"alpha {alpha:g}, temperature {t:g}: {mark.value:.3f}"
             for (alpha, t), mark in at.items()

@@ -135,9 +135,18 @@ def funnel(
 
 
 def line_plot(
-    title: str, desc: str, lines: Mapping[str, Sequence[tuple[float, float]]], series: int
+    title: str,
+    desc: str,
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    series: int,
+    label: str = "loss",
+    whole: bool = False,
 ) -> str:
-    """Curves over training steps: the first one solid, the others dashed, each with its shape."""
+    """Curves over training steps: the first one solid, the others dashed, each with its shape.
+
+    One or two are named in a line after `label`, more by their marks. `whole` are shares in per
+    cent, on an axis of 0 to 100.
+    """
     curves = {name: _thin(points) for name, points in lines.items()}
     curves = {name: points for name, points in curves.items() if points}
     everything = [point for points in curves.values() for point in points]
@@ -145,6 +154,7 @@ def line_plot(
         return ""
     right = max(x for x, _ in everything) or 1
     ticks = _ticks(min(y for _, y in everything), max(y for _, y in everything))
+    ticks = [0, 25, 50, 75, 100] if whole else ticks
     bottom, top, height, body = ticks[0], ticks[-1], 170, []
 
     def place(y: float) -> float:
@@ -174,7 +184,8 @@ def line_plot(
             body[-1] += f'<g class="s{own}">{mark}</g>'
             body.append(_text(100 * index / len(curves), 10, name, "tick", shift=8))
     if len(curves) < 3:
-        body.append(_text(0, 10, "loss: " + ", ".join(curves), "tick", shift=-8))
+        told = f"{label}: " if label else ""
+        body.append(_text(0, 10, told + ", ".join(curves), "tick", shift=-8))
     body.append(_text(100, 226, "optimizer steps", "tick", "end"))
     return _svg(title, desc, 230, body, "gutter")
 
@@ -270,7 +281,8 @@ def _ticks(low: float, high: float, most: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(power * m for m in (1, 2, 2.5, 5, 10, 20) if (high - low) / (power * m) <= most)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(step * i, 10) for i in range(first, last + 1)]
+    digits = 10 - math.floor(math.log10(step))
+    return [round(step * i, digits) for i in range(first, last + 1)]
 
 
 def _anchor(share: float) -> str:

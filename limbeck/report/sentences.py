@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,17 +10,22 @@ from limbeck.report import plots
 
 Row = Mapping[str, Any]
 METRICS = {
-    "pass_at_1": "pass@1",
-    "greedy": "greedy",
     "f1": "F1",
     "kl": "KL to the teacher",
     "nll": "NLL of the gold answers",
 }
-DIGITS = {"nats": 3, "perplexity": 1}  # of a row's unit; without one it is a share, in per cent
+DIGITS = {"nats": 3, "perplexity": 1, "reward": 2}  # of a row's unit; else it is in per cent
 BETTER = {  # how a clear difference in a metric is told, where it is not of problems solved
     "kl": ("is closer to the teacher than", "is farther from the teacher than"),
     "nll": ("finds the gold answers likelier than", "finds the gold answers less likely than"),
     "f1": ("shares more words with the gold answers than", "shares fewer words with them than"),
+    "language": ("keeps to the question's language better than", "mixes languages more than"),
+    "format": ("is well-formed more often than", "is well-formed less often than"),
+}
+SOLVING = re.compile(r"pass_at_\d+|greedy")  # metrics that say what share of problems is solved
+OF = {  # what the other shares are shares of
+    "language": "language: per cent of the thinking's words that are in the question's language",
+    "format": "format: per cent of answers that are well-formed",
 }
 
 
@@ -38,7 +44,7 @@ def headline(results: Sequence[Row], tests: Sequence[Row]) -> str:
     solved = [f"`{name}` {_score(scores[name])}" for name in names]
     solved[0] = f"`{names[0]}` solves {_score(scores[names[0]], f' of {asked}')}"
     if "unit" in scores[names[0]]:
-        solved[0] = f"{METRICS.get(metric, metric)} on {asked}: `{names[0]}` " + (
+        solved[0] = f"{label(metric)} on {asked}: `{names[0]}` " + (
             f"{_score(scores[names[0]])} nats per token"
         )
     sentence = ", ".join(solved)
@@ -64,7 +70,7 @@ def results_table(results: Sequence[Row], tests: Sequence[Row], width: int = 100
     cells = {(row["name"], row["split"], row["metric"]): cell(row) for row in results}
     table = [["", "", *map(plots.visible, names)]]
     for split, metric in columns:
-        head = [plots.visible(split), METRICS.get(metric, plots.visible(metric))]
+        head = [plots.visible(split), plots.visible(label(metric))]
         table.append([*head, *(cells.get((name, split, metric), "    -") for name in names)])
     widths = [max(map(len, column)) for column in table]
     blocks: list[list[int]] = []
@@ -83,14 +89,21 @@ def results_table(results: Sequence[Row], tests: Sequence[Row], width: int = 100
         lines.append("per cent solved (95 % interval)")
     if any(row.get("unit") == "nats" for row in results):
         lines.append("KL and NLL in nats per token of the gold answers: less is better")
+    lines += [told for metric, told in OF.items() if metric in {m for _, m in columns}]
     lines += [plots.visible(sentence(test)).replace("`", "") for test in tests]
     return "\n".join(lines).strip("\n") + "\n"
+
+
+def label(metric: str) -> str:
+    """What a metric is called: pass@16 of `pass_at_16`."""
+    return METRICS.get(metric, metric.replace("pass_at_", "pass@"))
 
 
 def cell(row: Row) -> str:
     if row.get("low") is None or row.get("high") is None:
         return f"{number(row, 'value'):>5}"
-    return f"{number(row, 'value'):>5}  ({number(row, 'low')}-{number(row, 'high')})"
+    to = " to " if row["low"] < 0 else "-"
+    return f"{number(row, 'value'):>5}  ({number(row, 'low')}{to}{number(row, 'high')})"
 
 
 def number(row: Row, key: str) -> str:
@@ -107,12 +120,36 @@ def main_split(results: Sequence[Row]) -> tuple[str, str]:
 
 
 def shares(results: Sequence[Row]) -> list[Row]:
-    """The rows that say what share of problems was solved."""
+    """The rows that are a share: of problems solved, or of something else."""
     return [row for row in results if "unit" not in row]
+
+
+def solved(results: Sequence[Row]) -> list[Row]:
+    """The rows that say what share of problems was solved."""
+    return [row for row in shares(results) if SOLVING.fullmatch(row["metric"])]
 
 
 def is_heldout(split: str) -> bool:
     return split.replace("_", "").replace("-", "") == "heldout"
+
+
+def gain(row: Row) -> str:
+    """What there was to gain on a split, and what of it was gained."""
+    ways = {name: value for name, value in row.items() if SOLVING.fullmatch(name)}
+    others = [f"{100 * value:.0f} % {_asked(name)}" for name, value in ways.items()][1:]
+    told = (
+        f"On {row['split']} the base is right in {100 * row['pass_at_1']:.0f} % of its samples "
+        f"(pass@1), {', '.join(others)}: {points(row['reach'])} within its reach."
+    )
+    after = row.get("after", {})
+    reached = [f"{label(name)} {100 * after[name]:.0f} %" for name in ways if name in after]
+    return f"{told} After learning: {', '.join(reached)}." if reached else told
+
+
+def _asked(metric: str) -> str:
+    if metric == "greedy":
+        return "in its greedy answers"
+    return f"if one of {metric.rpartition('_')[2]} samples has to be ({label(metric)})"
 
 
 def _score(row: Row, of: str = "") -> str:
@@ -132,11 +169,15 @@ def _clear(test: Row) -> bool:
 
 def sentence(test: Row) -> str:
     a, b, where = f"`{test['a']}`", f"`{test['b']}`", f"on {test['split']}"
-    metric = test.get("metric", "")
+    metric = test.get("metric", "pass_at_1")
     if not _clear(test):
-        by = f" by {METRICS[metric]}" if metric in BETTER else ""
+        by = f" by {label(metric)}" if metric != "pass_at_1" else ""
         return f"{a} and {b} cannot be told apart{by} {where} (difference {_range(test)})."
     better, worse = BETTER.get(metric, ("solves more than", "solves less than"))
+    if test.get("unit") == "reward":
+        better, worse = f"earns more of {metric} than", f"earns less of {metric} than"
+    if metric != "pass_at_1" and SOLVING.fullmatch(metric):
+        where += f" ({label(metric)})"
     verb = better if _is_better(test) else worse
     return f"{a} {verb} {b} {where}, by {_size(test)} ({_range(test)})."
 
@@ -148,13 +189,14 @@ def _is_better(test: Row) -> bool:
 
 def _size(test: Row) -> str:
     size = abs(test["difference"])
-    return f"{size:.3f} nats per token" if test.get("unit") == "nats" else points(size)
+    told = {"nats": f"{size:.3f} nats per token", "reward": f"{size:.2f}"}
+    return told.get(test.get("unit", ""), points(size))
 
 
 def _range(test: Row) -> str:
     chance = probability(test.get("p"))
     ends = (test["low"], test["high"])
-    told = (f"{end:+.3f}" if test.get("unit") == "nats" else f"{100 * end:+.1f}" for end in ends)
+    told = (f"{end:+.3f}" if "unit" in test else f"{100 * end:+.1f}" for end in ends)
     return " to ".join(told) + (f", {chance}" if chance else "")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck import store
-from limbeck.reporting import texts, training
+from limbeck.reporting import reinforcement, texts, training
 
 if TYPE_CHECKING:
     from limbeck.runs import Run
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 def write_report(run: Run) -> Path:
     """Writes `report.html`, whole or not at all."""
-    from limbeck.report import DISTRIBUTION_INTRO, INTRO, Report, headline, render
+    from limbeck.report import Report, headline, render
 
     compared = run.compared()
     sessions = store.read_jsonl(run.path / "sessions.jsonl")
@@ -40,7 +40,8 @@ def write_report(run: Run) -> Path:
         models=training.models(run),
         funnel=[{"stage": row["stage"], **row["summary"]} for row in texts.curated(run)],
         verdict_reasons={r["stage"]: r["summary"]["reasons"] for r in run.done("verify")},
-        intro=DISTRIBUTION_INTRO if run.done("distill") else INTRO,
+        intro=_intro(run),
+        learning=reinforcement.learning(run),
         curves=training.curves(run),
         scales=training.scales(run),
         distributions=training.distributions(run),
@@ -49,12 +50,22 @@ def write_report(run: Run) -> Path:
         lengths=texts.lengths(run),
         examples=texts.examples(run),
         answers=texts.answers(run),
+        budgets=compared["budgets"],
         ledger=run.ledger(),
         recipe_text=json.dumps(run.recipe, indent=1, ensure_ascii=False),
     )
     path = run.path / "report.html"
     store.write_text(path, render(page))
     return path
+
+
+def _intro(run: Run) -> str:
+    """What the run is about, by what learned in it."""
+    from limbeck.report import DISTRIBUTION_INTRO, INTRO, LEARNING_INTRO
+
+    if run.done("grpo"):
+        return LEARNING_INTRO
+    return DISTRIBUTION_INTRO if run.done("distill") else INTRO
 
 
 def _machine(run: Run, sessions: list[Row]) -> Row:

@@ -145,7 +145,7 @@ def answers(run: Run) -> list[Row]:
     return list(shown.values())[:NUM_SHOWN]
 
 
-def _all_greedy(run: Run, scores: Iterable[str]) -> bool:
+def _all_greedy(run: Run, scores: Iterable[str | list[str]]) -> bool:
     return all(tables.parts(run.path / stage_of(score) / "greedy") for score in scores)
 
 

@@ -23,22 +23,22 @@ def models(run: Run) -> list[Row]:
             if key not in ("accounts", "refused")
         }
         | {key: cost[key] for key in ("cpu_seconds", "flops")}
-        | {"trained_on": run.recipe["stages"][row["stage"]]["data"]}
-        for row in _trained(run)
+        | {"trained_on": settings["problems" if row["verb"] == "grpo" else "data"]}
+        for row in _trained(run, "sft", "distill", "grpo")
+        for settings in [run.recipe["stages"][row["stage"]]]
         for cost in [ledger.total(run.path / row["stage"] / "ledger.jsonl")]
     ]
 
 
-def _trained(run: Run) -> list[Row]:
-    """The finished stages that train, in the recipe's order."""
-    verbs = ("sft", "distill")
+def _trained(run: Run, *verbs: str) -> list[Row]:
+    """The finished stages of these verbs, in the recipe's order."""
     return [row for row in run.stages() if row["verb"] in verbs and row["state"] == "done"]
 
 
 def curves(run: Run) -> list[Row]:
     """Of each training the loss, the held-out one, and the parts of a mixed one, over its steps."""
     curves = []
-    for row in _trained(run):
+    for row in _trained(run, "sft", "distill"):
         metrics = store.read_jsonl(run.path / row["stage"] / "metrics.jsonl")
 
         def over_steps(key: str, metrics: list[Row] = metrics) -> list[tuple[int, float]]:
@@ -74,7 +74,8 @@ def _named(run: Run) -> dict[str, str]:
     return {
         stage_of(reference): name
         for row in run.done("compare")
-        for name, reference in run.recipe["stages"][row["stage"]]["scores"].items()
+        for name, seeds in run.recipe["stages"][row["stage"]]["scores"].items()
+        for reference in ([seeds] if isinstance(seeds, str) else seeds)
     }
 
 
@@ -105,6 +106,8 @@ def sweep(run: Run, results: list[Row]) -> list[Row]:
     return found if min(map(len, values)) > 1 else []
 
 
-def stage_of(reference: str) -> str:
-    """The stage that `./stage/output` names, or nothing."""
+def stage_of(reference: str | list[str]) -> str:
+    """The stage that `./stage/output` names, the first of several, or nothing."""
+    if isinstance(reference, list):
+        return stage_of(reference[0])
     return reference[2:].partition("/")[0] if reference.startswith("./") else ""

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from limbeck import metrics, tables
+from limbeck import ledger, metrics, tables
 from limbeck.config import ModelPath, ScoresPath, StageConfig
 from limbeck.errors import UserError
 from limbeck.folder import StageFolder
@@ -46,7 +46,9 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
             if not rows:
                 what = f"holds no {config.metric} of trial {name}"
                 raise UserError(trial.scores, what, "evaluate it so, or choose by another metric")
-            told.append({"name": name, "metric": config.metric, **metrics.result(rows)})
+            flops = ledger.flops_of(trial.model)
+            about = {"name": name, "metric": config.metric, "flops": flops}
+            told.append(about | metrics.result(rows))
         asked = {row["num_problems"] for row in told}
         if len(asked) > 1:
             what = "the trials answered different numbers of problems"
@@ -57,7 +59,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
         chosen = ", chosen" if row is best else ""
         interval = f"{row['low']:.1%} to {row['high']:.1%}"
         out.log(f"{row['name']:<20} {row['value']:6.1%}  ({interval}){chosen}")
-    return {"chosen": best["name"], "trials": told}
+    return {"chosen": best["name"], "flops": best["flops"], "trials": told}
 
 
 def _copy(model: Path, to: Path) -> None:

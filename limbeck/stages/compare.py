@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from limbeck import metrics, store, tables
+from limbeck import ledger, metrics, store, tables
 from limbeck.config import ModelPath, ScoresPath, StageConfig, TracesPath
 from limbeck.errors import UserError
 from limbeck.folder import StageFolder
@@ -134,17 +134,14 @@ def budgets(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     for name, arm in arms.items():
-        trained = [_summary(model) for model in arm.models]
-        written = [_summary(traces) for traces in arm.traces]
-        own = sum(summary["flops"] for summary in trained)
-        theirs = sum(summary["flops"] for summary in written)
+        own, theirs = sum(map(_flops, arm.models)), sum(map(_flops, arm.traces))
         rows.append(
             {
                 "name": name,
                 "flops": own,
                 "flops_with_teacher": own + theirs,
                 "teacher_flops": theirs,
-                "paid_tokens": sum(summary["paid_tokens"] for summary in written),
+                "paid_tokens": sum(map(_paid_tokens, arm.traces)),
             }
         )
     for row in rows:
@@ -153,9 +150,15 @@ def budgets(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
     return rows
 
 
-def _summary(output: str) -> dict[str, Any]:
-    """What the stage that wrote it says of itself."""
-    return store.read_sealed(Path(output).parent / "stage.json")["summary"]
+def _flops(output: str) -> float:
+    if (flops := ledger.flops_of(output)) is None:
+        what = "is from no stage that tells its FLOPs"
+        raise UserError(output, what, "count the stages that trained and sampled in this run")
+    return flops
+
+
+def _paid_tokens(traces: str) -> int:
+    return int(store.read_sealed(Path(traces).parent / "stage.json")["summary"]["paid_tokens"])
 
 
 def table(scores: dict[str, list[dict[str, Any]]], by: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -192,17 +195,17 @@ def _test(
     a: list[dict[str, Any]], b: list[dict[str, Any]], metric: str, pair: list[str]
 ) -> dict[str, Any]:
     """The paired test of score rows of the same problems in the same order."""
-    in_nats, (left, right) = metric in metrics.NATS, ([*map(metrics.value_of, s)] for s in (a, b))
+    unit, (left, right) = metrics.unit_of(metric), ([*map(metrics.value_of, s)] for s in (a, b))
     weights = [metrics.weight_of(row) for row in a]
     if weights != [metrics.weight_of(row) for row in b]:
         what = f"{pair} cut the same texts into other tokens, so nats per token do not compare"
         raise UserError("compare.metric", what, "test what they answer: greedy, f1 or pass_at_1")
-    test = metrics.paired_test(left, right, weights=weights if in_nats else None)
+    test = metrics.paired_test(left, right, weights=weights if unit else None)
     return {
         "difference": test.difference,
         "low": test.low,
         "high": test.high,
         "p": test.p,
-        "verdict": metrics.verdict(test, less_is_better=in_nats),
-        **({"unit": "nats"} if in_nats else {}),
+        "verdict": metrics.verdict(test, less_is_better=unit == "nats"),
+        **({"unit": unit} if unit else {}),
     }

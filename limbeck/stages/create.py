@@ -5,12 +5,14 @@ Only miniature recipes need it: real ones start from a model that somebody pretr
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from limbeck import store, tables
+from limbeck import chat, store, tables
 from limbeck.config import DatasetPath, ModelPath, StageConfig
 from limbeck.folder import StageFolder
 
@@ -29,6 +31,8 @@ class Config(StageConfig):
     """Each match of this regular expression is a token of its own and merges with nothing."""
     tokenizer: ModelPath | None = None
     """Or: takes over the tokenizer of this model."""
+    template: Literal["r1_zero"] | None = None
+    """Prompts as DeepSeek-R1-Zero saw them: the paper's plain text instead of control tokens."""
     hidden_size: PositiveInt = 64
     """The rest are the fields of a transformers config of that name."""
     num_hidden_layers: PositiveInt = 2
@@ -80,9 +84,10 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
         if config.tokenizer is not None:
             tokenizer = models.load_tokenizer(config.tokenizer)
         else:
-            rows = tables.read_table(config.texts or "", ["messages"])["messages"].to_pylist()
-            texts = (message["content"] for messages in rows for message in messages)
+            texts = _texts(config)
             tokenizer = newborn.train_tokenizer(texts, config.vocab_size, config.isolate)
+        if config.template is not None:
+            tokenizer.chat_template = chat.R1_ZERO_TEMPLATE
         heads = config.num_key_value_heads or config.num_attention_heads
         key_heads = {} if config.architecture == "gpt2" else {"num_key_value_heads": heads}
         model = newborn.create_model(
@@ -104,3 +109,14 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     size = models.num_parameters(model)
     out.log(f"{size:,} parameters, {len(tokenizer):,} tokens")
     return {"num_parameters": size, "vocab_size": len(tokenizer)}
+
+
+def _texts(config: Config) -> Iterator[str]:
+    """What a tokenizer is trained on: the messages, and what the template writes around them."""
+    rows = tables.read_table(config.texts or "", ["messages"])["messages"].to_pylist()
+    preface = re.split("</?think>", chat.R1_ZERO_PREFACE) if config.template else []
+    for messages in rows:
+        yield from preface
+        for message in messages:
+            is_asked = config.template and message["role"] == "user"
+            yield f" User: {message['content']}. Assistant:" if is_asked else message["content"]

@@ -21,7 +21,7 @@ from limbeck.folder import StageFolder
 from limbeck.plugins import DivergenceChoice
 from limbeck.student.validation import validation
 from limbeck.student.writer import OnPolicy, Writer
-from limbeck.train.config import Share, Temperature, TrainingConfig
+from limbeck.train.config import LessonsConfig, Share, Temperature
 from limbeck.train.divergences import forward_kl
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Hidden(StageConfig):
     """mse: the mean square over the width (FitNets); cosine: 1 - cosine (DistilBERT)."""
 
 
-class Config(TrainingConfig):
+class Config(LessonsConfig):
     teacher: ModelPath | None = None
     """Whose distribution is learned: a model of this run, a folder or a Hub name; or"""
     distributions: DistributionsPath | None = None

@@ -1,8 +1,13 @@
-"""evaluate: pass@1 over several samples, greedy and its partial credit, on one or more splits."""
+"""evaluate: pass@1 over several samples, pass@k, greedy and its partial credit, rewards.
+
+On one or more splits; every metric with its value for each problem.
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from statistics import fmean
 from typing import Annotated, Any, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -12,7 +17,9 @@ from limbeck.config import Extent, ProblemsPath
 from limbeck.engines.asking import JudgeConfig
 from limbeck.engines.sampling import SamplingConfig, requests_for, write_missing
 from limbeck.folder import StageFolder
-from limbeck.plugins import EngineChoice
+from limbeck.plugins import EngineChoice, RewardChoice
+from limbeck.rewards.weighted import WeightedReward
+from limbeck.rewards.weighted import score as reward
 from limbeck.types import Generator, Problem, Sampling, Trace, Verdict
 from limbeck.verifiers.judging import check_model, judge_all, needs_model, verifier_of
 
@@ -29,6 +36,10 @@ class Config(SamplingConfig, JudgeConfig):
     """Splits by name, `heldout: ./collect/heldout` for instance."""
     num_samples: Extent[Annotated[int, Field(ge=0)]] = 4
     """Samples per problem for pass@1, which is their mean; 0 leaves it out."""
+    pass_at: list[Annotated[int, Field(ge=2)]] = []
+    """For which k to tell pass@k, the chance that one of k samples is right, too."""
+    rewards: list[RewardChoice] = []
+    """What else to measure of the answers: a metric of each reward's name."""
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.6
     """As in the paper; greedy decoding is reported beside it."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
@@ -41,6 +52,9 @@ class Config(SamplingConfig, JudgeConfig):
     def _fits(self) -> Self:
         if not self.num_samples and not self.greedy:
             raise ValueError("neither samples nor greedy is left; set one of the two")
+        if self.pass_at and max(self.pass_at) > self.num_samples:
+            what = f"pass_at: {max(self.pass_at)} is more than num_samples"
+            raise ValueError(f"{what}, {self.num_samples}; draw as many")
         return self
 
 
@@ -70,15 +84,13 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
         for metric, traces in answers.items()
         for score_row in score(splits, metric, traces, verdicts, engine)
     ]
+    rows += pass_at_k(rows, config.pass_at)
+    rows += rewarded(rows, config.rewards, asked, next(iter(answers.values())), verdicts)
     shutil.rmtree(out.path / "scores", ignore_errors=True)  # of before an extension
     tables.write_part(out.path / "scores", tables.to_table("scores", rows))
     results = metrics.summarise(rows, ("split", "metric"))
     for row in results:
-        failed = f"; {row['failed']:.1%} failed and count as wrong" if row["failed"] else ""
-        out.log(
-            f"{row['split']:<10} {row['metric']:<10} {row['value']:6.1%}"
-            f"  ({row['low']:.1%} to {row['high']:.1%}){failed}"
-        )
+        out.log(_in_words(row))
     return {
         "model": engine.name,
         "num_parameters": engine.num_parameters,
@@ -119,6 +131,58 @@ def score(
             if str(problem.verifier) in giving
         ]
     return rows
+
+
+def pass_at_k(rows: list[dict[str, Any]], ks: list[int]) -> list[dict[str, Any]]:
+    """The rows of pass@k that follow from those of pass@1."""
+    drawn = [row for row in rows if row["metric"] == "pass_at_1"]
+    return [
+        {
+            **row,
+            "metric": f"pass_at_{k}",
+            "value": metrics.pass_at_k(row["num_samples"], row["num_correct"], k),
+        }
+        for k in ks
+        for row in drawn
+    ]
+
+
+def rewarded(
+    rows: list[dict[str, Any]],
+    rewards: list[RewardChoice],
+    asked: Mapping[str, Problem],
+    traces: list[Trace],
+    verdicts: Mapping[str, Verdict],
+) -> list[dict[str, Any]]:
+    """A row per reward and problem: the mean of what its answers earn.
+
+    Those are the samples of pass@1, or the greedy ones without any.
+    """
+    problems = [asked[trace.problem_id] for trace in traces]
+    judged = [verdicts[trace.id] for trace in traces]
+    chosen = [WeightedReward(reward=each) for each in rewards]
+    _, parts = reward(chosen, problems, traces, judged)
+    found = []
+    for name, values in parts.items():
+        earned: dict[str, list[float]] = {}
+        for problem, value in zip(problems, values, strict=True):
+            earned.setdefault(problem.id, []).append(value or 0.0)
+        means = {problem: fmean(of) for problem, of in earned.items()}
+        found += [
+            {**row, "metric": name, "value": means[row["problem_id"]]}
+            for row in rows
+            if row["metric"] == rows[0]["metric"]
+        ]
+    return found
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    form = ".3f" if "unit" in row else ".1%"
+    told = f"{row['split']:<10} {row['metric']:<10} {row['value']:6{form}}"
+    if row["low"] is not None:
+        told += f"  ({row['low']:{form}} to {row['high']:{form}})"
+    failed = f"; {row['failed']:.1%} failed and count as wrong" if row["failed"] else ""
+    return told + failed
 
 
 def _count(traces: list[Trace], said: list[Verdict], engine: Generator) -> dict[str, Any]:

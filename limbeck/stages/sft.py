@@ -7,7 +7,7 @@ from typing import Any
 from limbeck import chat, store
 from limbeck.folder import StageFolder
 from limbeck.student.validation import validation
-from limbeck.train.config import TrainingConfig
+from limbeck.train.config import LessonsConfig
 
 WRITES = {"model": "model"}
 RESUMES = True
@@ -15,7 +15,7 @@ DISTRIBUTED = True
 SCRATCH = ("checkpoints",)  # until the manifest is there
 
 
-class Config(TrainingConfig):
+class Config(LessonsConfig):
     pass
 
 

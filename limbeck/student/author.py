@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from limbeck import ledger
 from limbeck.engines.sampling import requests_for
@@ -23,7 +23,8 @@ class Author:
     """Writes with a copy of the student's weights, as they were at the last `refresh`.
 
     Adapters are written with as they will be saved: added to the weights that they adapt. `name`
-    is what the traces are signed with, `batch_rows` how many texts are written at once.
+    is what the traces are signed with, `batch_rows` how many texts are written at once; an `engine`
+    that can load weights writes in the place of the local one.
     """
 
     def __init__(
@@ -32,10 +33,16 @@ class Author:
         tokenizer: PreTrainedTokenizerBase,
         name: str,
         batch_rows: int = 512,
+        engine: Any = None,
     ) -> None:
-        self.student = student
-        self.engine = _engine(student, tokenizer, name, batch_rows)
-        self.name, self.num_parameters = name, self.engine.num_parameters
+        from limbeck.train.adapters import num_parameters
+
+        self.student, self.engine = student, engine
+        self.name, self.num_parameters = name, num_parameters(student)
+        if engine is None:
+            self.engine = _engine(student, tokenizer, name, batch_rows)
+        else:
+            self.refresh()
 
     def refresh(self) -> None:
         """Takes the student's newest weights."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from limbeck import ledger, processes, tables
 from limbeck.errors import UserError
 from limbeck.student.author import Author, pass_at_1
+from limbeck.train.config import LessonsConfig
 from limbeck.types import Sampling
 from limbeck.verifiers.judging import check_model
 
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     from limbeck.train.training import Training
 
 
-def validation(training: Training, lessons: Lessons) -> Callable[[], None]:
+def validation(training: Training, lessons: Lessons | None = None) -> Callable[[], None]:
     """What looks at the student after each step of a training, where that is to be validated.
 
-    UserError where the held-out data holds what `lessons` teach, and for problems that only a
-    model can judge.
+    `lessons` are what held-out data is compared with. UserError where it holds what they teach, and
+    for problems that only a model can judge.
     """
     config = training.config.validation
     return (lambda: None) if config is None else Validation(training, config, lessons)
@@ -34,9 +35,11 @@ class Validation:
     What was seen goes to `metrics.jsonl`, and with the training's state into its checkpoints.
     """
 
-    def __init__(self, training: Training, config: ValidationConfig, lessons: Lessons) -> None:
+    def __init__(
+        self, training: Training, config: ValidationConfig, lessons: Lessons | None
+    ) -> None:
         self.training, self.config = training, config
-        self.batches = _heldout(training, config.data, lessons) if config.data else []
+        self.batches = _heldout(training, config.data, lessons) if config.data and lessons else []
         self.problems = tables.read_problems(config.problems) if config.problems else []
         check_model(self.problems, None)
         self.author: Author | None = None
@@ -97,6 +100,7 @@ def _heldout(training: Training, data: str, lessons: Lessons) -> list[TokenBatch
     from limbeck.train.examples import pack_batches, read_lessons
 
     config = training.config
+    assert isinstance(config, LessonsConfig), "only lessons are compared with held-out data"
     longest = min(config.max_length, training.student.config.max_position_embeddings)
     heldout = read_lessons(data, training.tokenizer, longest)
     taught = {tuple(example.ids) for example in lessons.examples}

@@ -1,5 +1,7 @@
 """Causal attention inside each document of a flat packed row, for any Hugging Face decoder.
 
+A document may go on from another: then it sees all of that one's tokens, too.
+
 Importing this file registers it with transformers as `limbeck_packed`. transformers makes no mask
 for a name that has no mask function, so a dense (N, N) mask never exists.
 """
@@ -73,8 +75,10 @@ class _Products(torch.autograd.Function):
     """Attention by matrix products: (N, H, E), twice (N, K, E) -> (N, H, E).
 
     A block's queries are (D * K, L * G, E), where G = H / K heads share a key head, its keys and
-    values (D * K, L, E). The probabilities P are kept, and the backward is dV = P^T dO,
-    dS = P * (dO V^T - rowsum(dO * O)), dQ = dS K, dK = dS^T Q (arXiv:2205.14135, appendix B).
+    values (D * K, Q + L, E), Q of them of the documents that its own go on from. The
+    probabilities P are kept, and the backward is dV = P^T dO, dS = P * (dO V^T - rowsum(dO * O)),
+    dQ = dS K, dK = dS^T Q (arXiv:2205.14135, appendix B). Who continues a document has a copy of
+    its keys and values; what the copies' gradients add up to is that document's.
     One node with everything in it: for small models it is their number that takes time. Under
     autocast it computes in its dtype.
     """
@@ -87,58 +91,68 @@ class _Products(torch.autograd.Function):
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         num_tokens, num_keys = key.shape[:2]
-        padded, flat = blocks.by_head(num_keys)
-        q, k, v = (
-            padded(x.reshape(num_tokens * num_keys, -1), dtype) for x in (query, key, value)
-        )  # (P * K, G * E), (P * K, E) twice
+        queries, keys = blocks.queries.by_head(num_keys), blocks.keys.by_head(num_keys)
+        q = queries.padded(query.reshape(num_tokens * num_keys, -1), dtype)  # (P * K, G * E)
+        k, v = (
+            keys.padded(x.reshape(num_tokens * num_keys, -1), dtype) for x in (key, value)
+        )  # (P' * K, E)
         q *= scaling
         group = query.shape[1] // num_keys
         out = q.new_empty(q.shape[0], group * v.shape[1])
         kept: list[Tensor] = []
         with torch.autocast(device, enabled=False):
-            for block in _by_block((q, k, v, out), blocks, num_keys):
-                kept += _attend(group, *block)
-        ctx.save_for_backward(q, k, v, out, *kept)
-        ctx.blocks, ctx.scaling, ctx.group = blocks, scaling, group
-        return flat(out).view(num_tokens, query.shape[1], -1)
+            for hidden, *block in zip(
+                blocks.hidden,
+                *map(queries.blocks, (q, out)),
+                *map(keys.blocks, (k, v)),
+                strict=True,
+            ):
+                kept += _attend(group, hidden, *block)
+        ctx.save_for_backward(q, out, k, v, *kept)
+        ctx.queries, ctx.keys, ctx.scaling, ctx.group = queries, keys, scaling, group
+        return queries.flat(out).view(num_tokens, query.shape[1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, *kept = ctx.saved_tensors
+        q, out, k, v, *kept = ctx.saved_tensors
+        queries, keys = ctx.queries, ctx.keys
         num_tokens, num_heads = grads[0].shape[:2]
         num_keys = num_heads // ctx.group
-        padded, flat = ctx.blocks.by_head(num_keys)
-        grad_out = padded(grads[0].reshape(num_tokens * num_keys, -1), out.dtype)
-        found = [torch.empty_like(x) for x in (q, k, v)]
+        grad_out = queries.padded(grads[0].reshape(num_tokens * num_keys, -1), out.dtype)
+        grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, k, v))
         probabilities = iter(kept)
-        for block in _by_block((q, k, v, out, grad_out, *found), ctx.blocks, num_keys):
+        for block in zip(
+            *map(queries.blocks, (q, out, grad_out, grad_q)),
+            *map(keys.blocks, (k, v, grad_k, grad_v)),
+            strict=True,
+        ):
             _attend_backward(ctx.group, probabilities, *block)
-        found[0] *= ctx.scaling
-        heads = (num_heads, num_keys, num_keys)
-        back = (flat(x).view(num_tokens, h, -1) for x, h in zip(found, heads, strict=True))
-        return *back, None, None
+        grad_q *= ctx.scaling
+        return (
+            queries.flat(grad_q).view(num_tokens, num_heads, -1),
+            keys.flat(grad_k).view(num_tokens, num_keys, -1),
+            keys.flat(grad_v).view(num_tokens, num_keys, -1),
+            None,
+            None,
+        )
 
 
-def _by_block(
-    rows: tuple[Tensor, ...], blocks: Blocks, num_keys: int
-) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of (P * K, ...) as their parts (D * K, L, ...), block by block."""
-    begin = 0
-    for count, length in blocks.shapes:
-        end = begin + count * num_keys * length
-        yield tuple(x[begin:end].view(count * num_keys, length, -1) for x in rows)
-        begin = end
-
-
-def _attend(group: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> list[Tensor]:
+def _attend(
+    group: int, hidden: Tensor | None, q: Tensor, out: Tensor, k: Tensor, v: Tensor
+) -> list[Tensor]:
     """Fills `out` (B, L, G * E); gives the probabilities, (B, n * G, keys) for n queries each."""
-    batch, length, width = k.shape
+    batch, width = k.shape[0], k.shape[2]
+    earlier = k.shape[1] - q.shape[1]
     kept = []
-    for queries, keys in _tiles(length):
-        scores = torch.bmm(q[:, queries].reshape(batch, -1, width), k[:, :keys].transpose(1, 2))
-        scores[:, :, queries] += _no_later_key(queries.stop - queries.start, group, q.dtype)
+    for queries, seen in _tiles(q.shape[1], earlier):
+        scores = torch.bmm(q[:, queries].reshape(batch, -1, width), k[:, :seen].transpose(1, 2))
+        own = slice(earlier + queries.start, seen)
+        scores[:, :, own] += _no_later_key(own.stop - own.start, group, q.dtype)
+        if hidden is not None:
+            by_document = scores[:, :, :earlier].unflatten(0, (hidden.shape[0], -1))
+            by_document += hidden[:, None, None].to(q.dtype)
         probabilities = torch.softmax(scores, -1, out=scores)
-        part = torch.bmm(probabilities, v[:, :keys])
+        part = torch.bmm(probabilities, v[:, :seen])
         out[:, queries] = part.view(batch, -1, out.shape[-1])
         kept.append(probabilities)
     return kept
@@ -148,42 +162,44 @@ def _attend_backward(
     group: int,
     kept: Iterator[Tensor],
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
     out: Tensor,
     grad_out: Tensor,
     grad_q: Tensor,
+    k: Tensor,
+    v: Tensor,
     grad_k: Tensor,
     grad_v: Tensor,
 ) -> None:
-    """Fills the last three, with the shapes of the first three, from what `_attend` kept."""
-    batch, length, width = k.shape
+    """Fills `grad_q`, `grad_k` and `grad_v` from what `_attend` kept."""
+    batch, length, width = q.shape[0], q.shape[1], k.shape[2]
     total = (grad_out.float() * out).view(batch, length * group, -1).sum(-1, keepdim=True)
     total = total.to(q.dtype)  # (B, L * G, 1)
-    for queries, keys in _tiles(length):
+    known = 0
+    for queries, seen in _tiles(length, k.shape[1] - length):
         rows = slice(queries.start * group, queries.stop * group)
         probabilities = next(kept)
         above = grad_out[:, queries].reshape(batch, -1, v.shape[-1])
-        grad_scores = torch.bmm(above, v[:, :keys].transpose(1, 2))
+        grad_scores = torch.bmm(above, v[:, :seen].transpose(1, 2))
         grad_scores.sub_(total[:, rows]).mul_(probabilities)
-        part = torch.bmm(grad_scores, k[:, :keys])
+        part = torch.bmm(grad_scores, k[:, :seen])
         grad_q[:, queries] = part.view(batch, -1, q.shape[-1])
         part = q[:, queries].reshape(batch, -1, width)
-        _add(grad_k, torch.bmm(grad_scores.transpose(1, 2), part), queries)
-        _add(grad_v, torch.bmm(probabilities.transpose(1, 2), above), queries)
+        _add(grad_k, torch.bmm(grad_scores.transpose(1, 2), part), known)
+        _add(grad_v, torch.bmm(probabilities.transpose(1, 2), above), known)
+        known = seen
 
 
-def _add(total: Tensor, part: Tensor, queries: slice) -> None:
-    """What these queries add to the gradient of all keys up to their own, which are new."""
-    total[:, : queries.start] += part[:, : queries.start]
-    total[:, queries] = part[:, queries]
+def _add(total: Tensor, part: Tensor, known: int) -> None:
+    """What some queries add to the gradient of the keys that they see: the first are `known`."""
+    total[:, :known] += part[:, :known]
+    total[:, known : part.shape[1]] = part[:, known:]
 
 
-def _tiles(length: int) -> Iterator[tuple[slice, int]]:
+def _tiles(length: int, earlier: int) -> Iterator[tuple[slice, int]]:
     """(queries, number of keys that they see), from the first query to the last."""
     for begin in range(0, length, QUERIES_AT_ONCE):
         end = min(begin + QUERIES_AT_ONCE, length)
-        yield slice(begin, end), end
+        yield slice(begin, end), earlier + end
 
 
 @lru_cache(maxsize=256)
@@ -198,29 +214,41 @@ def _by_kernel(
 ) -> Tensor:
     """Attention by torch's kernel, block by block: (N, H, E), twice (N, K, E) -> (N, H, E)."""
     num_heads, num_keys = query.shape[1], key.shape[1]
-    sizes = [count * length for count, length in blocks.shapes]
+    of = (blocks.queries, blocks.keys, blocks.keys)
     rows = (
-        _Move.apply(x.reshape(x.shape[0], -1), blocks.padded, blocks.flat).split(sizes)
-        for x in (query, key, value)
+        rows.blocks(_Move.apply(x.reshape(x.shape[0], -1), rows.padded, rows.flat))
+        for rows, x in zip(of, (query, key, value), strict=True)
     )
     parts = []
-    for (count, length), *block in zip(blocks.shapes, *rows, strict=True):
+    for hidden, *block in zip(blocks.hidden, *rows, strict=True):
         q, k, v = (
-            x.view(count, length, heads, -1).transpose(1, 2)
+            x.unflatten(2, (heads, -1)).transpose(1, 2)
             for x, heads in zip(block, (num_heads, num_keys, num_keys), strict=True)
         )  # (D, H or K, L, E)
+        is_whole = q.shape[2] == k.shape[2]
         out = F.scaled_dot_product_attention(
             q,
             k,
             v,
+            attn_mask=None if is_whole else _seen(q.shape[2], k.shape[2], hidden),
             dropout_p=dropout,
-            is_causal=True,
+            is_causal=is_whole,
             scale=scaling,
             enable_gqa=num_heads != num_keys,
         )
-        parts.append(out.transpose(1, 2).reshape(count * length, -1))
-    flat = _Move.apply(torch.cat(parts), blocks.flat, blocks.padded)  # (N, H * E)
+        parts.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
+    flat = _Move.apply(torch.cat(parts), blocks.queries.flat, blocks.queries.padded)  # (N, H * E)
     return flat.view(flat.shape[0], num_heads, -1)
+
+
+def _seen(num_queries: int, num_keys: int, hidden: Tensor | None) -> Tensor:
+    """Which keys the last `num_queries` of them see, (D or 1, 1, queries, keys)."""
+    seen = torch.ones(1, 1, num_queries, num_keys, dtype=torch.bool)
+    seen = seen.tril(num_keys - num_queries)
+    if hidden is None:
+        return seen
+    is_there = F.pad(hidden == 0, (0, num_queries), value=True)
+    return seen & is_there[:, None, None]
 
 
 class _Move(torch.autograd.Function):

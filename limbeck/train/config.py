@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from math import log
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from limbeck import ledger
-from limbeck.config import DatasetPath, HowRun, ModelPath, ProblemsPath, StageConfig
+from limbeck.config import DatasetPath, HowRun, ModelPath, ProblemsPath, StageConfig, TracesPath
+from limbeck.errors import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -62,30 +63,29 @@ class ValidationConfig(StageConfig):
 
 
 class TrainingConfig(StageConfig):
+    """A student and how it is trained, whatever it learns from."""
+
+    BUDGETS: ClassVar[tuple[str, ...]] = ("num_tokens", "num_flops")
+    """The fields that say when to stop, exactly one of which is given."""
+
     model: ModelPath
     """The student: a model of this run, a folder or a Hub name."""
-    data: DatasetPath
-    """What to learn: rows of `messages` whose last is the assistant's."""
     lr: Annotated[float, Field(gt=0, le=1)] | None = None
     """The highest learning rate, reached after warm-up; by default the paper's for this size."""
     final_lr_ratio: Share = 0.1
     """The cosine ends at this share of it (the paper: one tenth)."""
     warmup_ratio: Share = 0.03
     """The share of all steps in which the rate climbs."""
-    batch_size: PositiveInt = 64
-    """Examples per step, however they are packed."""
-    num_epochs: PositiveFloat | None = None
-    """How often each example is seen (the paper: 2 to 3), or"""
     num_tokens: PositiveInt | None = None
-    """a budget: stop once so many tokens, prompts included, have been trained on, or"""
+    """A budget: stop once so many tokens, prompts included, have been trained on, or"""
     num_flops: PositiveFloat | None = None
     """once so many FLOPs have been spent on training, and on whatever wrote or scored for it."""
+    charge: list[TracesPath] = []
+    """Tables of traces whose writing the budget num_flops pays for, too."""
     context: PositiveInt | None = None
     """Stretches the student's context to so many tokens, and"""
     rope_theta: PositiveFloat | None = None
     """its rotary base with it."""
-    max_length: PositiveInt = 32_768
-    """Longer examples are left out whole and counted; nothing is cut silently."""
     betas: Annotated[list[Beta], Field(min_length=2, max_length=2)] = [0.9, 0.95]
     """AdamW's."""
     weight_decay: Share = 0.0
@@ -109,10 +109,25 @@ class TrainingConfig(StageConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        budgets = [self.num_epochs, self.num_tokens, self.num_flops]
-        if sum(budget is not None for budget in budgets) != 1:
-            raise ValueError("needs one of num_epochs, num_tokens and num_flops; give one of them")
+        if sum(getattr(self, name) is not None for name in self.BUDGETS) != 1:
+            *others, last = self.BUDGETS
+            raise ValueError(f"needs one of {', '.join(others)} and {last}; give one of them")
+        if self.charge and self.num_flops is None:
+            raise ValueError("charge takes from a budget of FLOPs; give num_flops, or drop it")
         return self
+
+    def charged_flops(self) -> float:
+        """What the tables in `charge` took. UserError where that leaves nothing to train with."""
+        charged = 0.0
+        for traces in self.charge:
+            if (flops := ledger.flops_of(traces)) is None:
+                what = "is from no stage that tells its FLOPs"
+                raise UserError(traces, what, "charge what a stage sample has written")
+            charged += flops
+        if self.num_flops is not None and charged >= self.num_flops:
+            what = f"took {charged:.3g} of {self.num_flops:.3g} FLOPs, which leaves nothing"
+            raise UserError(", ".join(self.charge), what, "raise num_flops, or sample less")
+        return charged
 
     def peak_lr(self, num_parameters: int) -> tuple[float, str]:
         """(the highest learning rate, where it is from) for a student of this size."""
@@ -129,3 +144,18 @@ class TrainingConfig(StageConfig):
         if self.lora is None:
             return ledger.training_flops(num_parameters, num_tokens)
         return 2.0 * ledger.forward_flops(num_parameters, num_tokens)
+
+
+class LessonsConfig(TrainingConfig):
+    """A student that learns the texts of a data set."""
+
+    BUDGETS = ("num_epochs", "num_tokens", "num_flops")
+
+    data: DatasetPath
+    """What to learn: rows of `messages` whose last is the assistant's."""
+    batch_size: PositiveInt = 64
+    """Examples per step, however they are packed."""
+    num_epochs: PositiveFloat | None = None
+    """How often each example is seen (the paper: 2 to 3), in the place of a budget."""
+    max_length: PositiveInt = 32_768
+    """Longer examples are left out whole and counted; nothing is cut silently."""

@@ -14,7 +14,7 @@ from limbeck import chat, outside, tables
 from limbeck.errors import UserError
 from limbeck.folder import StageFolder
 from limbeck.train.batch import Example, TokenBatch, collate, pack
-from limbeck.train.config import TrainingConfig
+from limbeck.train.config import LessonsConfig
 from limbeck.types import Message
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -95,18 +95,20 @@ def _weight(row: dict[str, Any], number: int, where: str) -> float:
 
 
 def plan_steps(
-    lengths: Sequence[int], config: TrainingConfig, seed: int, num_parameters: int
+    lengths: Sequence[int], config: LessonsConfig, seed: int, num_parameters: int
 ) -> list[list[int]]:
     """Which examples each step learns: shuffled epochs, one behind the other, cut into batches.
 
-    A budget of FLOPs is one of tokens, at what a token costs in training.
+    A budget of FLOPs is one of tokens, at what a token costs in training, once what others wrote
+    for it is paid.
     """
     steps: list[list[int]] = []
     batch: list[int] = []
     num_examples = round((config.num_epochs or 0) * len(lengths))
     budget = config.num_tokens
     if config.num_flops is not None:
-        budget = round(config.num_flops / config.training_flops(num_parameters, 1))
+        left = config.num_flops - config.charged_flops()
+        budget = round(left / config.training_flops(num_parameters, 1))
     tokens = 0
     for seen, index in enumerate(endless(len(lengths), seed), 1):
         batch.append(index)

@@ -13,6 +13,7 @@ from limbeck.errors import UserError
 from limbeck.train.attention import PACKED_ATTENTION
 from limbeck.train.batch import TokenBatch, Tokens
 from limbeck.train.losses import cross_entropy
+from limbeck.train.policy_loss import PolicyLoss
 
 TokenLoss = Callable[[Tensor, Tokens], Tensor]
 
@@ -38,7 +39,7 @@ class TokenModel(nn.Module):
         self.model = model
 
     def forward(
-        self, batch: TokenBatch, token_loss: TokenLoss | None
+        self, batch: TokenBatch, token_loss: TokenLoss | PolicyLoss | None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Sum of weight * loss over the batch's tokens: a float32 scalar.
 
@@ -47,9 +48,14 @@ class TokenModel(nn.Module):
         """
         hidden = self.hidden(batch).index_select(0, batch.loss_positions)  # (M, C)
         weight = self.model.get_output_embeddings().weight  # (V, C)
+        tok = batch.loss_tokens()
         if token_loss is None:
-            return logp_and_entropy(hidden, weight, batch.loss_tokens().targets)
-        return chunked_loss(hidden, weight, batch.loss_tokens(), token_loss)
+            return logp_and_entropy(hidden, weight, tok.targets)
+        if not isinstance(token_loss, PolicyLoss):
+            return chunked_loss(hidden, weight, tok, token_loss)
+        temperature = token_loss.temperature
+        logp, entropy = logp_and_entropy(hidden, weight, tok.targets, temperature=temperature)
+        return (token_loss(logp, entropy.detach(), tok) * tok.weights).sum()
 
     def hidden(self, batch: TokenBatch) -> Tensor:
         """The last hidden states, (N, C)."""
@@ -92,14 +98,19 @@ def chunked_loss(
 
 
 def logp_and_entropy(
-    hidden: Tensor, head_weight: Tensor, targets: Tensor, tile_tokens: int | None = None
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    tile_tokens: int | None = None,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """(log p(target), entropy of p), each (N,) float32 in nats; p is softmax(hidden @ head^T).
+    """(log p(target), entropy of p), each (N,) float32 in nats; p is softmax(hidden @ head^T / T).
 
     hidden (N, C), head_weight (V, C), targets (N,). Differentiable in both for whatever comes from
-    above, which is known in the backward only: that makes the logits again, tile by tile.
+    above, which is known in the backward only: that makes the logits again, tile by tile, if there
+    are more than one.
     """
-    return _LogpAndEntropy.apply(hidden, head_weight, targets, tile_tokens)
+    return _LogpAndEntropy.apply(hidden, head_weight, targets, tile_tokens, temperature)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -135,44 +146,51 @@ class _ChunkedLoss(torch.autograd.Function):
 class _LogpAndEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head_weight: Tensor, targets: Tensor, tile_tokens: int | None
+        ctx: Any,
+        hidden: Tensor,
+        head_weight: Tensor,
+        targets: Tensor,
+        tile_tokens: int | None,
+        temperature: float,
     ) -> tuple[Tensor, Tensor]:
         ctx.dtype, ctx.tile_tokens = _product_dtype(hidden), tile_tokens
+        ctx.temperature, ctx.log_p = temperature, None
         ctx.set_materialize_grads(False)
         logp = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         entropy = torch.empty_like(logp)
         with torch.autocast(hidden.device.type, enabled=False):
             for tile, _, _, logits in _logits(hidden, head_weight, ctx.dtype, tile_tokens):
-                log_p = logits.log_softmax(-1)  # (N, V)
+                log_p = logits.div_(temperature).log_softmax(-1)  # (N, V)
                 logp[tile] = log_p.gather(1, targets[tile, None])[:, 0]
                 entropy[tile] = -log_p.exp().mul_(log_p).sum(-1)
+                if len(log_p) == len(logp):  # a single tile is kept: it is as large as allowed
+                    ctx.log_p = log_p
         ctx.save_for_backward(hidden, head_weight, targets, entropy)
         return logp, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        """d logp / d logits = onehot(target) - p; d entropy / d logits = -p (log p + entropy)."""
+        """d logp / dz = onehot(target) - p, d entropy / dz = -p (log p + entropy), z = logits/T."""
         hidden, head_weight, targets, entropy = ctx.saved_tensors
+        kept, ctx.log_p = ctx.log_p, None  # it is overwritten
         grad_logp, grad_entropy = grads
+        if grad_logp is None:
+            grad_logp = torch.zeros_like(entropy)
         gradients = _Gradients(hidden, head_weight, ctx.needs_input_grad[:2])
         with torch.autocast(hidden.device.type, enabled=False):
-            for tile, rows, weight, logits in _logits(
-                hidden, head_weight, ctx.dtype, ctx.tile_tokens
-            ):
-                log_p = logits.log_softmax(-1)  # (N, V)
-                grad_logits = log_p.exp()
-                if grad_entropy is None:
-                    log_p.zero_()
-                else:
+            for tile, rows, weight in _tiles(hidden, head_weight, ctx.dtype, ctx.tile_tokens):
+                log_p = kept
+                if log_p is None:
+                    log_p = (rows @ weight.T).float().div_(ctx.temperature).log_softmax(-1)
+                grad_logits = log_p.exp()  # (N, V)
+                pull = above = grad_logp[tile, None]
+                if grad_entropy is not None:
                     log_p.add_(entropy[tile, None]).mul_(grad_entropy[tile, None])
-                if grad_logp is None:
-                    grad_logits.mul_(log_p).neg_()
-                else:
-                    grad_logits.mul_(log_p.add_(grad_logp[tile, None])).neg_()
-                    grad_logits.scatter_add_(1, targets[tile, None], grad_logp[tile, None])
+                    above = log_p.add_(pull)
+                grad_logits.mul_(-above).scatter_add_(1, targets[tile, None], pull)
                 gradients.add(tile, grad_logits, rows, weight)
-                del logits, log_p, grad_logits  # before the next tile's are made
-        return *gradients.times(1.0), None, None
+                del log_p, above, grad_logits  # before the next tile's are made
+        return *gradients.times(1 / ctx.temperature), None, None, None
 
 
 def _wanted(hidden: Tensor, head_weight: Tensor) -> tuple[bool, bool]:
@@ -189,17 +207,21 @@ def _product_dtype(hidden: Tensor) -> torch.dtype:
 def _logits(
     hidden: Tensor, head_weight: Tensor, dtype: torch.dtype, tile_tokens: int | None
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Tile after tile: (which tokens, hidden (N, C), head weight (V, C), logits (N, V) float32).
+    """Tile after tile, as `_tiles`, and the logits (N, V) float32."""
+    for tile, rows, weight in _tiles(hidden, head_weight, dtype, tile_tokens):
+        yield tile, rows, weight, (rows @ weight.T).float()
 
-    The products run in `dtype`, in which hidden and weight are given.
-    """
+
+def _tiles(
+    hidden: Tensor, head_weight: Tensor, dtype: torch.dtype, tile_tokens: int | None
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Tile after tile: (which tokens, hidden (N, C), head weight (V, C)), in `dtype`."""
     if tile_tokens is None:
         tile_tokens = max(16, TILE_BYTES // (4 * head_weight.shape[0]))
     weight = head_weight.to(dtype)
     for start in range(0, hidden.shape[0], tile_tokens):
         tile = slice(start, start + tile_tokens)
-        rows = hidden[tile].to(dtype)
-        yield tile, rows, weight, (rows @ weight.T).float()
+        yield tile, hidden[tile].to(dtype), weight
 
 
 def _loss_and_grad(

@@ -15,6 +15,7 @@ from torch.optim import AdamW, Optimizer
 from limbeck import models, processes
 from limbeck.train.batch import TokenBatch
 from limbeck.train.head import TokenLoss
+from limbeck.train.policy_loss import PolicyLoss
 
 Columns = Callable[[TokenBatch], Mapping[str, Tensor]]
 
@@ -32,7 +33,7 @@ class StepResult:
     """What one step did.
 
     `loss` is the weighted mean over the step's tokens, `grad_norm` the norm before clipping,
-    `weight` the sum of the tokens' weights.
+    `weight` the sum of the tokens' weights, or what stood in its place.
     """
 
     loss: float
@@ -80,22 +81,25 @@ def train_step(
     *,
     lr: float,
     clip: float | None,
-    token_loss: TokenLoss,
+    token_loss: TokenLoss | PolicyLoss,
     columns: Columns | None = None,
     autocast: torch.dtype | None = None,
+    total_weight: float | None = None,
 ) -> StepResult:
     """One update from all batches together; how they were split changes nothing.
 
     `model` is a TokenModel or anything that wraps one. The loss is
-    sum(weight * loss) / sum(weight) over the whole step. `autocast=torch.bfloat16` computes in
-    bfloat16 and keeps the weights and their gradients in float32. A loss or gradient that is not
-    finite raises NotFinite before anything is updated, a weight directly behind it. `columns` gives
-    what else the loss needs of a batch, each (N, ...), when the batch's turn comes.
+    sum(weight * loss) / sum(weight) over the whole step, or over `total_weight` where that is
+    another. `autocast=torch.bfloat16` computes in bfloat16 and keeps the weights and their
+    gradients in float32. A loss or gradient that is not finite raises NotFinite before anything is
+    updated, a weight directly behind it. `columns` gives what else the loss needs of a batch, each
+    (N, ...), when the batch's turn comes.
 
     Of several processes each is given all of the step's batches, computes its own share of them
     and returns the same result.
     """
-    total_weight = sum(batch.total_weight for batch in batches)
+    if total_weight is None:
+        total_weight = sum(batch.total_weight for batch in batches)
     assert total_weight > 0, "a step needs tokens to learn"
     rank, num = processes.rank(), processes.num()
     assert num == 1 or models.is_sharded(model), "models.shard comes before the optimizer"

@@ -20,6 +20,7 @@ from limbeck.train.checkpoint import load_best, load_newest, save_checkpoint
 from limbeck.train.config import TrainingConfig
 from limbeck.train.examples import Lessons
 from limbeck.train.head import TokenLoss, TokenModel
+from limbeck.train.policy_loss import PolicyLoss
 from limbeck.train.step import Columns, NotFinite, StepResult, cosine_lr, make_optimizer, train_step
 
 
@@ -52,9 +53,10 @@ class Training:
 
     `num_steps` is how many steps there will be; None where a budget of FLOPs, or of tokens that
     nobody knows before they are written, says when to stop.
-    `state` is kept in every checkpoint: `step`, `loss_tokens`, `prompt_tokens`, `flops`, and
-    whatever else a stage puts there (plain JSON values); `looks` are what `remember` knows of
-    validations, and `stopped` ends the training early.
+    `state` is kept in every checkpoint: `step`, `loss_tokens`, `prompt_tokens`, `flops` (which
+    begin with what is charged), and whatever else a stage puts there (plain JSON values); `looks`
+    are what `remember` knows of validations, and `stopped` ends the training early. `kind` is how
+    the student is called.
     """
 
     def __init__(
@@ -64,11 +66,12 @@ class Training:
         student: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         num_steps: int | None,
+        kind: type[TokenModel] = TokenModel,
     ) -> None:
         self.config, self.out, self.student, self.tokenizer = config, out, student, tokenizer
         self.num_steps = num_steps
         assert adapters.has_adapters(student) == (config.lora is not None), "see load_student"
-        self.model = TokenModel(student)
+        self.model = kind(student)
         models.shard(self.model)
         self.num_parameters = adapters.num_parameters(student)
         self.lr, told = config.peak_lr(self.num_parameters)
@@ -76,7 +79,8 @@ class Training:
             out.log(f"lr {self.lr:g}: {told}")
         self.optimizer = _optimizer(self.model, config, self.lr)
         self.checkpoints = out.path / "checkpoints"
-        begun = {"step": 0, "loss_tokens": 0, "prompt_tokens": 0, "flops": 0.0}
+        self.charged = config.charged_flops()
+        begun = {"step": 0, "loss_tokens": 0, "prompt_tokens": 0, "flops": self.charged}
         torch.manual_seed(store.seed_of(config.seed, out.name, "dropout", processes.rank()))
         self.state: dict[str, Any] = load_newest(self.checkpoints, self.model, self.optimizer) or (
             begun
@@ -112,7 +116,8 @@ class Training:
             tokens = self.state["loss_tokens"] + self.state["prompt_tokens"]
             return min(1.0, float(tokens / self.config.num_tokens))
         assert self.config.num_flops is not None
-        return min(1.0, float(self.state["flops"] / self.config.num_flops))
+        budget = self.config.num_flops - self.charged
+        return min(1.0, float((self.state["flops"] - self.charged) / budget))
 
     def steps(self) -> Iterator[int]:
         """The numbers of the steps that are still to be made.
@@ -126,10 +131,11 @@ class Training:
     def step(
         self,
         batches: Sequence[TokenBatch],
-        token_loss: TokenLoss,
+        token_loss: TokenLoss | PolicyLoss,
         columns: Columns | None = None,
+        total_weight: float | None = None,
     ) -> StepResult:
-        """One update; `tell` adds to what `metrics.jsonl` will say of it."""
+        """One update, as `train_step` makes it; `tell` adds to what `metrics.jsonl` says of it."""
         before, name = self.done, f"{self.out.name} step {self.state['step'] + 1}"
         whole = self.num_steps or 10_000  # of a budget: as finely as anybody would look
         warmup = round(self.config.warmup_ratio * whole)
@@ -144,6 +150,7 @@ class Training:
                 token_loss=token_loss,
                 columns=columns,
                 autocast=self.autocast,
+                total_weight=total_weight,
             )
         except NotFinite as error:
             raise _stopped(name, error, batches) from error
@@ -233,13 +240,14 @@ class Training:
             student.set_attn_implementation("sdpa")
             models.save_model(student, self.tokenizer, self.out.path / "model")
         looks = {} if best is None else {"best": self.state["looks"]["best"]}
-        return looks | {
+        told = {
             "num_parameters": self.num_parameters,
             "num_steps": self.state["step"],
             "loss_tokens": self.state["loss_tokens"],
             "prompt_tokens": self.state["prompt_tokens"],
-            "flops": self.state["flops"],
+            "flops": self.state["flops"] - self.charged,
         }
+        return looks | told | ({"charged_flops": self.charged} if self.config.charge else {})
 
     def _return_to(self, step: int | None) -> None:
         kept = load_best(self.checkpoints, self.model)

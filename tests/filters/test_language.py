@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from limbeck import filters
-from limbeck.filters.language import language_of, language_share, words_by_language
+from limbeck.languages import language_of, language_share, words_by_language
 from limbeck.types import Trace, Verdict
 
 DATA = Path(os.environ.get("LIMBECK_TEST_DATA", "/nowhere"))

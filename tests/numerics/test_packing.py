@@ -242,11 +242,11 @@ def test_layout_takes_rows_there_and_back(longest: int, monkeypatch: pytest.Monk
     for blocks in (found.short, found.long):
         if blocks is None:
             continue
-        rows = blocks.padded(tokens)
-        assert len(rows) == sum(count * length for count, length in blocks.shapes)
-        back += blocks.flat(rows)
+        rows = blocks.queries.padded(tokens)
+        assert len(rows) == sum(count * length for count, length in blocks.queries.shapes)
+        back += blocks.queries.flat(rows)
         begin = 0
-        for count, length in blocks.shapes:
+        for count, length in blocks.queries.shapes:
             for row in rows[begin : begin + count * length].view(count, length):
                 seen = row[row > 0] - 1  # one whole document from its first token, then zeros
                 assert len(set(document[seen].tolist())) == 1

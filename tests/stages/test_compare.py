@@ -93,15 +93,16 @@ def chosen(folder: Path, **trials: tuple[str, str]) -> dict[str, Any]:
     return choose.run(choose.Config(trials=named), StageFolder(folder, "choose"))
 
 
-def model(folder: Path, word: str) -> str:
-    folder.mkdir()
-    (folder / "config.json").write_text(word)
-    return str(folder)
+def model(folder: Path, word: str, flops: float = 0.0) -> str:
+    finished(folder, flops=flops)
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text(word)
+    return str(folder / "model")
 
 
 def test_the_best_trial_becomes_the_model_and_all_are_listed(tmp_path):
-    low = model(tmp_path / "m1", "low"), scores(tmp_path / "a", 1, 0, 2)
-    high = model(tmp_path / "m2", "high"), scores(tmp_path / "b", 4, 0, 2)
+    low = model(tmp_path / "m1", "low", 7e9), scores(tmp_path / "a", 1, 0, 2)
+    high = model(tmp_path / "m2", "high", 8e9), scores(tmp_path / "b", 4, 0, 2)
     same = model(tmp_path / "m3", "same"), scores(tmp_path / "c", 2, 2, 2)
     summary = chosen(tmp_path / "x", low=low, high=high, same=same)
     assert summary["chosen"] == "high"
@@ -109,6 +110,8 @@ def test_the_best_trial_becomes_the_model_and_all_are_listed(tmp_path):
         ("low", 0.25), ("high", 0.5), ("same", 0.5)
     ]  # fmt: skip
     assert (tmp_path / "x" / "model" / "config.json").read_text() == "high"
+    assert [row["flops"] for row in summary["trials"]] == [7e9, 8e9, 0.0]
+    assert summary["flops"] == 8e9, "what the winner has cost, as its training says"
 
 
 def test_trials_with_other_problems_are_refused(tmp_path):
@@ -116,3 +119,9 @@ def test_trials_with_other_problems_are_refused(tmp_path):
     two = model(tmp_path / "m2", "two"), scores(tmp_path / "b", 4, 0)
     with pytest.raises(UserError, match="different numbers of problems"):
         chosen(tmp_path / "x", one=one, two=two)
+
+
+def test_a_budget_of_a_stage_that_tells_none_is_a_mistake(tmp_path):
+    one, silent = scores(tmp_path / "a", 4, 0), finished(tmp_path / "silent")
+    with pytest.raises(UserError, match="from no stage that tells its FLOPs"):
+        compared(tmp_path / "x", scores={"one": one}, budgets={"silent": {"models": [silent]}})

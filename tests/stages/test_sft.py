@@ -22,7 +22,7 @@ from limbeck.folder import Machine, StageFolder
 from limbeck.problems import make_problem
 from limbeck.stages import sft
 from limbeck.train import adapters
-from limbeck.train.config import LoraConfig, TrainingConfig, ValidationConfig
+from limbeck.train.config import LessonsConfig, LoraConfig, ValidationConfig
 from limbeck.train.examples import read_lessons
 from limbeck.train.validation import remember
 
@@ -223,7 +223,7 @@ def test_dropout_does_not_depend_on_what_came_before(world: Path, tmp_path: Path
     [(0.011, 1e-4), (1.54, 1e-4), (3.1, 1e-4), (7.6, 8e-5), (8.03, 5e-5), (14, 7e-5), (405, 2e-5)],
 )
 def test_without_a_rate_it_is_the_papers(billions: float, lr: float) -> None:
-    settings = TrainingConfig(model="m", data="d", num_epochs=1)
+    settings = LessonsConfig(model="m", data="d", num_epochs=1)
     found, told = settings.peak_lr(round(billions * 1e9))
     assert found == lr
     assert told.startswith("DeepSeek-R1's for ")
@@ -236,6 +236,37 @@ def test_the_papers_rate_is_told(world: Path, tmp_path: Path) -> None:
     train(config(world, lr=None, num_epochs=1, warmup_ratio=0.0), tmp_path)
     assert curve(tmp_path)[0]["lr"] == 1e-4
     assert "lr 0.0001: DeepSeek-R1's for 1.5B" in (tmp_path / "log.txt").read_text()
+
+
+def sampled(folder: Path, **summary: Any) -> str:
+    """A table of traces by a stage that says this of itself."""
+    folder.mkdir()
+    store.write_sealed(folder / "stage.json", {"summary": summary})
+    return str(folder / "traces")
+
+
+def test_a_budget_pays_for_the_sampling_too(world: Path, tmp_path: Path) -> None:
+    cost = {"num_epochs": None, "lr": 0.002}
+    plain = train(config(world, num_flops=4e9, **cost), tmp_path / "plain")
+    traces = sampled(tmp_path / "sample", flops=3e9, paid_tokens=0)
+    charged = train(config(world, num_flops=4e9, charge=[traces], **cost), tmp_path / "charged")
+    alone = train(config(world, num_flops=1e9, **cost), tmp_path / "alone")
+    assert "charged_flops" not in plain
+    assert charged.pop("charged_flops") == 3e9
+    assert charged == alone, "what is left is a budget like any other, its learning rates too"
+    assert curve(tmp_path / "charged") == curve(tmp_path / "alone")
+    assert plain["flops"] == pytest.approx(4 * charged["flops"], rel=0.1)
+
+
+def test_a_charge_that_nobody_can_pay_is_refused(world: Path, tmp_path: Path) -> None:
+    traces = sampled(tmp_path / "sample", flops=3e9, paid_tokens=0)
+    silent = sampled(tmp_path / "silent", accounts={})
+    with pytest.raises(UserError, match=r"3e\+09 of 2e\+09 FLOPs, which leaves nothing"):
+        train(config(world, num_epochs=None, num_flops=2e9, charge=[traces]), tmp_path / "out")
+    with pytest.raises(UserError, match="from no stage that tells its FLOPs"):
+        train(config(world, num_epochs=None, num_flops=2e9, charge=[silent]), tmp_path / "out")
+    with pytest.raises(ValidationError, match="give num_flops"):
+        config(world, charge=[traces])
 
 
 def test_what_is_held_out_is_not_trained_on(world: Path, tmp_path: Path) -> None:

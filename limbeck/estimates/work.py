@@ -1,0 +1,86 @@
+"""The nouns of an estimate: how many rows, what effort, and what is known of earlier stages.
+
+Each verb has a function `(config, given) -> Work`, in `writing.py` or `training.py`. Amounts are
+upper bounds: a source may run dry, and curation drops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import nan
+from typing import Literal
+
+from limbeck import ledger
+from limbeck.estimates.memory import Memory
+from limbeck.estimates.shapes import UNKNOWN, Shape, of_model
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How many rows a table has at most, and how many tokens a row's text on average and at most;
+    NaN is unknown."""
+
+    rows: float = nan
+    tokens: float = nan
+    longest: float = nan
+
+    @property
+    def total(self) -> float:
+        return self.rows * self.tokens
+
+
+@dataclass(frozen=True)
+class Effort:
+    """So many FLOPs of one kind, on all devices of a stage or, unless `spread`, on one of them."""
+
+    kind: Literal["training", "writing"]
+    flops: float
+    dtype: str = "float32"
+    spread: bool = True
+
+
+def reading(shape: Shape, tokens: float, dtype: str) -> Effort:
+    """A forward pass over given tokens."""
+    return Effort("training", forward_flops(shape, tokens), dtype)
+
+
+def forward_flops(shape: Shape, tokens: float) -> float:
+    """As the ledger counts them; of a mixture of experts, by those that a token meets."""
+    return ledger.forward_flops(1, 1) * shape.num_active * tokens
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage computes (`shape` is its model's, `tokens` what that reads or writes), holds,
+    and pays others for; and what it makes. Where it is not `spread` it knows but one device."""
+
+    shape: Shape | None = None
+    tokens: float = 0.0
+    efforts: tuple[Effort, ...] = ()
+    memory: Memory | None = None
+    spread: bool = True
+    paid: float = 0.0
+    unknown: tuple[str, ...] = ()
+    tables: Mapping[str, Amount] = field(default_factory=dict)
+    model: Shape | None = None
+
+
+@dataclass
+class Given:
+    """What is known when a stage's turn comes: `stage/output` of those before it."""
+
+    mean_tokens: int
+    tables: dict[str, Amount] = field(default_factory=dict)
+    models: dict[str, Shape] = field(default_factory=dict)
+
+    def table(self, path: str) -> Amount:
+        return self.tables.get(path, Amount())
+
+    def model(self, path: str) -> Shape:
+        """Of `./stage/model`, a folder or a Hub name."""
+        return self.models.get(path, UNKNOWN) if path.startswith("./") else of_model(path)
+
+    def length(self, max_tokens: int) -> int:
+        """Tokens of an answer: the assumed mean, where it may be so long."""
+        return min(max_tokens, self.mean_tokens)
