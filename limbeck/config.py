@@ -187,6 +187,8 @@ def written(value: Any) -> Any:
         return {"name": value.name, **_written_fields(value)}
     if isinstance(value, BaseModel):
         return _written_fields(value)
+    if isinstance(value, dict):
+        return {name: written(item) for name, item in value.items()}
     return [written(item) for item in value] if isinstance(value, list) else value
 
 
@@ -201,6 +203,8 @@ def split_fields(value: Any) -> tuple[Any, Any]:
     """
     if isinstance(value, list):
         return [split_fields(item)[0] for item in value], {}
+    if isinstance(value, dict):
+        return {name: split_fields(item)[0] for name, item in value.items()}, {}
     if not isinstance(value, Plugin | BaseModel):
         return value, {}
     identity: dict[str, Any] = {"name": value.name} if isinstance(value, Plugin) else {}

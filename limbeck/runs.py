@@ -47,6 +47,7 @@ class Run:
             "tests": compared["tests"],
             "families": compared["families"],
             "budgets": compared["budgets"],
+            "trials": self.trials(),
             "learning": self.learning(),
             "ledger": self.ledger(),
             "published": [],
@@ -61,6 +62,12 @@ class Run:
         from limbeck.reporting import reinforcement
 
         return reinforcement.learning(self)
+
+    def trials(self) -> list[Row]:
+        """Every trial of the choices between trainings, the chosen ones among them."""
+        from limbeck.reporting import training
+
+        return training.trials(self)
 
     def table(self, name: str) -> pa.Table:
         """`run.table("sample/traces")` as Arrow; `.to_pandas()` it if you like."""

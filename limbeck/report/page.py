@@ -86,7 +86,7 @@ class Report:
     """cpu, cores, threads, gemm_gflops, cpu_seconds, wall_seconds"""
     results: Sequence[Row] = ()
     """name, split, metric, value, low, high, num_problems, num_samples, tokens_per_answer, cost,
-    and a cost_unit if it is not FLOPs"""
+    a cost_unit if it is not FLOPs, and seeds: [value] if several are pooled"""
     tests: Sequence[Row] = ()
     """a, b, split, difference, low, high, p, verdict[, note]; the first is the headline's, its a
     the student"""
@@ -121,6 +121,8 @@ class Report:
     """problem, gold, by: [{name, text, reason}]"""
     budgets: Sequence[Row] = ()
     """name, flops, flops_with_teacher, share_of_flops, share_of_flops_with_teacher, paid_tokens"""
+    trials: Sequence[Row] = ()
+    """stage, model, settings: {…}, metric, value, low, high, flops, chosen: what was chosen from"""
     ledger: Sequence[Row] = ()
     """stage, verb, wall_seconds, cpu_seconds, tokens_in, tokens_out, flops, peak_memory_mib"""
     published: Sequence[Row] = ()
@@ -150,6 +152,7 @@ def render(report: Report) -> str:
         "points": sentences.points,
         "p": sentences.probability,
         "gain": sentences.gain,
+        "seeds": sentences.seeds,
     }
     sections = {
         "score_plots": pictures.score_plots(report),

@@ -87,11 +87,20 @@ def results_table(results: Sequence[Row], tests: Sequence[Row], width: int = 100
         lines.append("")
     if any("unit" not in row for row in results):
         lines.append("per cent solved (95 % interval)")
+    if any("seeds" in row for row in results):
+        lines.append("several seeds of one training are pooled, and told one by one")
     if any(row.get("unit") == "nats" for row in results):
         lines.append("KL and NLL in nats per token of the gold answers: less is better")
     lines += [told for metric, told in OF.items() if metric in {m for _, m in columns}]
+    lines += [plots.visible(seeds(row)).replace("`", "") for row in results if "seeds" in row]
     lines += [plots.visible(sentence(test)).replace("`", "") for test in tests]
     return "\n".join(lines).strip("\n") + "\n"
+
+
+def seeds(row: Row) -> str:
+    """What each seed of a pooled row has reached, in per cent or in the row's unit."""
+    each = ", ".join(number({**row, "value": value}, "value") for value in row["seeds"])
+    return f"`{row['name']}` on {row['split']} ({label(row['metric'])}): {each}"
 
 
 def label(metric: str) -> str:

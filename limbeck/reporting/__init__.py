@@ -51,6 +51,7 @@ def write_report(run: Run) -> Path:
         examples=texts.examples(run),
         answers=texts.answers(run),
         budgets=compared["budgets"],
+        trials=training.trials(run),
         ledger=run.ledger(),
         recipe_text=json.dumps(run.recipe, indent=1, ensure_ascii=False),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from limbeck import store
+from limbeck.reporting.training import trained_by
 from limbeck.train.diagnosis import diagnose
 from limbeck.train.story import flat
 
@@ -68,7 +69,8 @@ def _evaluated(run: Run, model: str) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for row in run.done("evaluate"):
         engine = run.recipe["stages"][row["stage"]]["engine"]
-        if isinstance(engine, dict) and engine.get("model") == model:
+        asked = engine.get("model", "") if isinstance(engine, dict) else ""
+        if asked == model or (trained_by(run, asked) or asked) == trained_by(run, model):
             for result in row["summary"]["results"]:
                 metric = result["metric"]
                 if metric == "greedy" or metric.startswith("pass_at_"):

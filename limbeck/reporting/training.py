@@ -106,6 +106,41 @@ def sweep(run: Run, results: list[Row]) -> list[Row]:
     return found if min(map(len, values)) > 1 else []
 
 
+def trials(run: Run) -> list[Row]:
+    """Every trial of every choice: how it did, what it cost, and what set it apart.
+
+    `settings` are those in which the trainings of a choice differ, `chosen` whether it was.
+    """
+    stages = run.recipe["stages"]
+    found = []
+    for row in run.done("choose"):
+        models = {n: trial["model"] for n, trial in stages[row["stage"]]["trials"].items()}
+        entries = {name: stages.get(stage_of(model), {}) for name, model in models.items()}
+        keys = dict.fromkeys(key for entry in entries.values() for key in entry)
+        apart = [k for k in keys if len({str(e.get(k)) for e in entries.values()}) > 1]
+        found += [
+            {
+                "stage": row["stage"],
+                "model": stage_of(models[told["name"]]) or models[told["name"]],
+                "settings": {key: entries[told["name"]].get(key) for key in apart},
+                "chosen": told["name"] == row["summary"]["chosen"],
+                **told,
+            }
+            for told in row["summary"]["trials"]
+        ]
+    return found
+
+
+def trained_by(run: Run, model: str) -> str:
+    """The stage that trained a model of this run; of a choice that of the trial that won."""
+    stage = stage_of(model)
+    for row in run.done("choose"):
+        if row["stage"] == stage:
+            trials = run.recipe["stages"][stage]["trials"]
+            return stage_of(trials[row["summary"]["chosen"]]["model"])
+    return stage
+
+
 def stage_of(reference: str | list[str]) -> str:
     """The stage that `./stage/output` names, the first of several, or nothing."""
     if isinstance(reference, list):

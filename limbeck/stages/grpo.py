@@ -73,6 +73,9 @@ class Config(RolloutConfig, TrainingConfig):
             raise ValueError(f"kl 0 does without a reference; drop {' and '.join(ignored)}")
         if self.correction is not None and self.temperature == 0:
             raise ValueError("correction needs texts that are drawn; drop it at temperature 0")
+        if self.template is not None and self.engine is not None:
+            what = "template is the trainer's, and the engine would ask by its own"
+            raise ValueError(f"{what}; drop it, and let a stage `adopt` give it to the model")
         if self.validation is not None and self.validation.data is not None:
             raise ValueError("validation asks problems here; drop validation.data")
         return self

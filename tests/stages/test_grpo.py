@@ -129,6 +129,7 @@ def test_what_cannot_work_is_refused(world: Path) -> None:
         ({"kl": 0.0, "reference_steps": 9}, "kl 0 does without a reference; drop reference_steps"),
         ({"correction": 2.0, "temperature": 0.0}, "drop it at temperature 0"),
         ({"validation": {"every_steps": 1, "data": "d"}}, "drop validation.data"),
+        ({"template": "r1_zero", "engine": "worked"}, "let a stage `adopt` give it to the model"),
         ({"num_tokens": 9}, "needs one of num_steps, num_tokens and num_flops; give one of them"),
         ({"objective": "gropo"}, "did you mean 'grpo'?"),
         ({"rewards": []}, "at least 1 item"),

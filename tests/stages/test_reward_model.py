@@ -176,16 +176,43 @@ def test_plain_transformers_gives_the_same_numbers(trained: tuple[Path, dict[str
     torch.testing.assert_close(torch.tensor(ours), plain, rtol=1e-4, atol=1e-5)
 
 
-def test_packed_scores_and_gradients_are_those_of_single_texts(world: Path) -> None:
+HEADS = {"llama": {}, "qwen3": {"num_key_value_heads": 1, "head_dim": 16}, "gpt2": {}}
+
+
+def sized(folder: Path, architecture: str, like: Path) -> Path:
+    """A newborn model of this architecture, with the tokenizer of another."""
+    tokenizer = models.load_tokenizer(like)
+    model = newborn.create_model(
+        architecture,
+        len(tokenizer),
+        0,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        **HEADS[architecture],
+    )
+    models.save_model(model, tokenizer, folder / architecture)
+    return folder / architecture
+
+
+@pytest.mark.parametrize("architecture", HEADS)
+def test_packed_scores_and_gradients_are_those_of_single_texts(
+    architecture: str, world: Path, tmp_path: Path
+) -> None:
     tokenizer = models.load_tokenizer(world / "model")
+    folder = sized(tmp_path, architecture, world / "model")
     told = [reward_model._pair(row, "here")[0] for row in pairs(range(12))]
     ids = [
         tuple(ids for ids, _ in chat.encode_examples(tokenizer, [(m, t) for m, t in texts]))
         for texts in told
     ]
     judged = [Judged(each, str(i)) for i, each in enumerate(ids)]
-    plain = models.load_reward_model(world / "model", seed=3).eval()
-    packed = ScoreModel(models.load_reward_model(world / "model", seed=3)).eval()
+    plain = models.load_reward_model(folder, seed=3).eval()
+    packed = ScoreModel(models.load_reward_model(folder, seed=3)).eval()
     found = torch.tensor(score_judged(packed, judged, 200, "cpu"))  # (12, 2)
     alone = torch.stack(
         [torch.stack([plain(torch.tensor([text])).logits[0, 0] for text in each]) for each in ids]
@@ -339,7 +366,9 @@ def test_rows_that_are_none(world: Path, tmp_path: Path) -> None:
 def test_pairs_from_elsewhere_need_no_more_than_their_texts(world: Path, tmp_path: Path) -> None:
     assert outside.mistake("pairs", world / "pairs.jsonl") is None
     write(tmp_path / "pairs.jsonl", [{"messages": [], "chosen": "a"}])
-    assert "has no 'rejected' in row 0" in (outside.mistake("pairs", tmp_path / "pairs.jsonl") or "")
+    assert "has no 'rejected' in row 0" in (
+        outside.mistake("pairs", tmp_path / "pairs.jsonl") or ""
+    )
 
 
 def test_a_language_model_is_no_reward(world: Path) -> None:
