@@ -348,3 +348,31 @@ def test_heldout_fraction_is_the_contents_own_and_uniform():
     heldout = {key for key, f in keys.items() if f < 0.2}
     train = [p for p in first(1500, tasks=TASKS, seed=9) if heldout_fraction(p) >= 0.2]
     assert not heldout & {collision_key(p) for p in train}
+
+
+def test_a_table_is_split_once_more_by_content(tmp_path):
+    from limbeck import tables
+    from limbeck.folder import StageFolder
+    from limbeck.stages import collect
+    from limbeck.types import Problem
+
+    tasks = {"chain_sum": {"min_terms": 4, "max_terms": 4}}
+
+    def collected(name: str, **told: object) -> dict[str, list[Problem]]:
+        (tmp_path / name).mkdir()
+        collect.run(collect.Config.model_validate(told), StageFolder(tmp_path / name, name))
+        return {
+            split: tables.read_problems(tmp_path / name / split)
+            for split in ("problems", "heldout")
+        }
+
+    reserved = collected(
+        "first", source={"name": "reasoning_gym", "tasks": tasks}, num=5, num_heldout=40,
+        heldout_share=0.2,
+    )["heldout"]  # fmt: skip
+    again = {"name": "table", "problems": str(tmp_path / "first" / "heldout")}
+    parts = collected("again", source=again, num=40, num_heldout=40, heldout_share=0.1)
+    assert all(0.1 <= heldout_fraction(problem) < 0.2 for problem in parts["problems"])
+    assert all(heldout_fraction(problem) < 0.1 for problem in parts["heldout"])
+    kept = {problem.id: problem.answer for split in parts.values() for problem in split}
+    assert kept == {problem.id: problem.answer for problem in reserved}

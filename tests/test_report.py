@@ -537,6 +537,19 @@ def test_tests_of_other_metrics_say_which():
     assert "R1 earns more of helpful than Dev1 on heldout, by 0.39 (+0.341 to +0.433" in table
 
 
+def test_seeds_and_trials_are_all_told():
+    rows = [{**row, "seeds": [0.5, 0.25]} for row in results()[:1]]
+    trial = {"stage": "rl_1", "model": "rl_1a", "settings": {"lr": 3e-4}, "chosen": True,
+             "metric": "pass_at_1", "value": 0.5, "low": 0.4, "high": 0.6, "flops": 2e12}  # fmt: skip
+    other = {**trial, "model": "rl_1b", "settings": {"lr": 1e-3}, "chosen": False, "value": 0.25}
+    page = render(Report(name="r", title="t", results=rows, trials=[trial, other]))
+    check(page)
+    assert "(pass@1): 50.0, 25.0" in page
+    told = page.partition("What was tried")[2]
+    assert "lr 0.0003" in told and "lr 0.001" in told and told.count("✓") == 1
+    assert "pass@1): 50.0, 25.0" in results_table(rows, [])
+
+
 def test_budgets_stand_side_by_side():
     arm = {"name": "rl", "flops": 2e12, "flops_with_teacher": 3e12, "paid_tokens": 0,
            "share_of_flops": 1.0, "share_of_flops_with_teacher": 1.02}  # fmt: skip

@@ -1,4 +1,4 @@
-"""The four stages of DeepSeek-R1 and its distillation in miniature, whole, at the size for tests."""
+"""DeepSeek-R1 in miniature, its four stages and its distillation: whole, at the size for tests."""
 
 from pathlib import Path
 
