@@ -69,8 +69,8 @@ def reply(thinking: str, answer: str) -> str:
         return UNREADABLE
     thought = " ".join(f"{in_words(part)}." for part in parts)
     last = LAST_STEP.search(parts[-1])
-    because = f"{in_words(last[0])}, so" if last else "read backward,"
-    summary = f"{because} the answer is \\boxed{{{answer}}}."
+    because = in_words(last[0]) if last else "read backward"
+    summary = f"{because}: the answer is \\boxed{{{answer}}}."
     return f"<thinking>\n{thought}\n</thinking>\n<summary>\n{summary}\n</summary>"
 
 

@@ -1,18 +1,23 @@
 """Outputs that share their prompt against each of them behind a prompt of its own."""
 
+import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from limbeck import models, processes
 from limbeck.newborn import create_model
 from limbeck.train import adapters, attention, layout
 from limbeck.train.batch import Example, Group, Output, TokenBatch, Tokens, pack_groups
 from limbeck.train.config import LoraConfig
 from limbeck.train.head import TokenModel
 from limbeck.train.losses import cross_entropy
+from limbeck.train.step import make_optimizer, train_step
 from tests.numerics.test_packing import (
     MODELS,
     SIZES,
@@ -22,6 +27,7 @@ from tests.numerics.test_packing import (
     make_model,
     reference,
 )
+from tests.numerics.test_sharding import Lesson, in_two, make_student, whole
 
 # (prompt, outputs) of each group: ragged ones, a prompt of one token, a group of one output, an
 # output of one token, one of none (which an engine may write), and prompts of nearly one length.
@@ -191,6 +197,42 @@ def test_dropout_of_attention_sees_the_same_keys(monkeypatch: pytest.MonkeyPatch
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.5
     assert len({model(batch, cross_entropy).item() for _ in range(3)}) == 3
+
+
+def train_shared(out: Path, shares_prompts: bool) -> None:
+    """Three steps; tells of each step and of the weights that came of them."""
+    model = make_student(Lesson("llama tied"))
+    models.shard(model)
+    optimizer = make_optimizer(model, lr=0.01)
+    told = []
+    for step, max_tokens in enumerate((1000, 60, 30)):
+        batches = pack_groups(make_groups(seed=step), max_tokens, "cpu", shares_prompts)
+        result = train_step(
+            model,
+            batches,
+            optimizer,
+            lr=0.01,
+            clip=0.5,
+            token_loss=of_advantages,
+            total_weight=19.0,
+        )
+        told.append((result.loss, result.grad_norm))
+    weights = whole(model, optimizer)
+    if processes.leads():
+        save_file(weights, out.with_suffix(".safetensors"))
+        out.write_text(json.dumps(told))
+
+
+def test_two_processes_train_what_the_plain_way_does_alone(tmp_path: Path) -> None:
+    train_shared(tmp_path / "one", shares_prompts=False)
+    assert in_two(train_shared, tmp_path / "two", True) == [0, 0]
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one", "two"))
+    for expected, found in zip(one, two, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)  # float32 through three of Adam's steps
+    expected, found = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    for name, tensor in expected.items():
+        # Adam's quotient enlarges the error where gradients are tiny
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_a_batch() -> None:

@@ -199,14 +199,14 @@ def test_none_left_is_an_error_that_says_why(tmp_path):
         (
             "3 plus 5 is 7 等等 3加5等于8减2等于6",
             "6",
-            ("3 plus 5 is 8 minus 2 is 6.", "8 minus 2 is 6, so the answer is \\boxed{6}."),
+            ("3 plus 5 is 8 minus 2 is 6.", "8 minus 2 is 6: the answer is \\boxed{6}."),
         ),
         (
             "tens 1+0=1 check 1+0=1 ones 2-3=-1 10-1=9",
             "<answer> 9 </answer>",
             (
                 "tens 1 plus 0 is 1. ones 2 minus 3 is -1. 10 minus 1 is 9.",
-                "10 minus 1 is 9, so the answer is \\boxed{9}.",
+                "10 minus 1 is 9: the answer is \\boxed{9}.",
             ),
         ),
         (  # a mistake that the thinking did not find stays
@@ -214,13 +214,13 @@ def test_none_left_is_an_error_that_says_why(tmp_path):
             "11",
             (
                 "2 times 4 is 9. 9 plus 2 is 11.",
-                "9 plus 2 is 11, so the answer is \\boxed{11}.",
+                "9 plus 2 is 11: the answer is \\boxed{11}.",
             ),
         ),
         (
             "1s2u3N 3N2N 验证 2u1s",
             "Nus",
-            ("1s2u3N. 3N2u1s.", "read backward, the answer is \\boxed{Nus}."),
+            ("1s2u3N. 3N2u1s.", "read backward: the answer is \\boxed{Nus}."),
         ),
         ("3 plus 5 is 8 wait 4 plus 5 is 9", "9", None),  # checks what was not said
         ("3 plus 5 is 8", "9", None),  # an answer that does not follow
@@ -237,37 +237,39 @@ def test_the_plain_function_reads_steps_and_says_what_it_cannot_read(thinking, a
     assert said == expected
 
 
-def test_noisy_solutions_come_out_in_english_and_as_right_as_they_were(tmp_path):
-    pytest.importorskip("reasoning_gym")
+def cold_start(num_samples):
+    """A recipe from noisy solutions to lessons."""
     tasks = {
         "chain_sum": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
         "leg_counting": {"min_animals": 2, "max_animals": 3},
     }
     raw = {"problems": "./collect/problems", "traces": "./sample/traces"}
     noisy = {"name": "worked", "slips": 0.2, "checks": 0.3, "direct": 0.1, "chinese": 0.5}
-    recipe = {
-        "name": "cold",
-        "stages": {
-            "collect": {"num": 60, "source": {"name": "reasoning_gym", "tasks": tasks}},
-            "sample": {"problems": "./collect/problems", "engine": noisy, "num_samples": 2},
-            "verify": raw,
-            "curate": {**raw, "verdicts": "./verify/verdicts", "keep": ["correct"]},
-            "rewrite": {
-                **raw,
-                "verdicts": "./verify/verdicts",
-                "decisions": "./curate/decisions",
-                "engine": "readable",
-            },
-            "lessons": {
-                "stage": "curate",
-                "problems": "./collect/problems",
-                "traces": "./rewrite/traces",
-                "verdicts": "./rewrite/verdicts",
-                "keep": ["correct", "well_formed", "readable", "one_language"],
-            },
+    stages = {
+        "collect": {"num": 60, "source": {"name": "reasoning_gym", "tasks": tasks}},
+        "sample": {"problems": "./collect/problems", "engine": noisy, "num_samples": num_samples},
+        "verify": raw,
+        "curate": {**raw, "verdicts": "./verify/verdicts", "keep": ["correct"]},
+        "rewrite": {
+            **raw,
+            "verdicts": "./verify/verdicts",
+            "decisions": "./curate/decisions",
+            "engine": "readable",
+        },
+        "lessons": {
+            "stage": "curate",
+            "problems": "./collect/problems",
+            "traces": "./rewrite/traces",
+            "verdicts": "./rewrite/verdicts",
+            "keep": ["correct", "well_formed", "readable", "one_language"],
         },
     }
-    run = limbeck.run(recipe, run=tmp_path / "run")
+    return {"name": "cold", "stages": stages}
+
+
+def test_noisy_solutions_come_out_in_english_and_as_right_as_they_were(tmp_path):
+    pytest.importorskip("reasoning_gym")
+    run = limbeck.run(cold_start(2), run=tmp_path / "run")
     said = {row["stage"]: row["summary"] for row in run.stages()}
     assert said["rewrite"]["accounts"]["inputs"] == said["curate"]["kept"]
     assert set(said["rewrite"]["dropped"]) == {"no_thinking"}  # the direct answers
@@ -282,3 +284,14 @@ def test_noisy_solutions_come_out_in_english_and_as_right_as_they_were(tmp_path)
     raw_texts = [trace.text for trace in tables.read_traces(run.path / "sample/traces")]
     assert any(0 < language_share(text, "en") < 1 for text in raw_texts)
     assert said["lessons"]["kept"] == said["rewrite"]["accounts"]["ok"]
+
+
+def test_more_samples_are_more_rows_and_those_that_were_there_stay(tmp_path):
+    pytest.importorskip("reasoning_gym")
+    run = limbeck.run(cold_start(1), run=tmp_path / "run")
+    before = {trace.id: trace.text for trace in tables.read_traces(run.path / "rewrite/traces")}
+    replies = tables.parts(run.path / "rewrite/replies")
+    run = limbeck.run(cold_start(2), run=tmp_path / "run")
+    after = {trace.id: trace.text for trace in tables.read_traces(run.path / "rewrite/traces")}
+    assert before.items() < after.items()
+    assert set(replies) < set(tables.parts(run.path / "rewrite/replies"))
