@@ -219,3 +219,22 @@ def test_of_a_step_that_was_made_again_the_last_word_counts():
     healthy = told(mismatch_kl=line(0.0, 0.0))
     before = [{**row, "mismatch_kl": 1.0} for row in healthy[:15]]
     assert diagnose(before) and diagnose([*before, *healthy]) == []
+
+
+def test_noise_of_few_answers_is_no_fault():
+    """Each round of eight questions goes up and down by more than the whole training does."""
+    rewards = [
+        0.42, 0.42, 0.3, 0.42, 0.52, 0.22, 0.36, 0.16, 0.55, 0.47, 0.34, 0.42, 0.41, 0.44, 0.47,
+        0.45, 0.48, 0.41, 0.45, 0.56, 0.27, 0.53, 0.58, 0.44, 0.48, 0.36, 0.42, 0.27, 0.44, 0.41,
+        0.7, 0.75, 0.12, 0.42, 0.45, 0.47, 0.39, 0.39, 0.06, 0.39, 0.28, 0.33, 0.03, 0.36, 0.22,
+        0.42, 0.34, 0.33, 0.27, 0.45, 0.36, 0.45, 0.27, 0.36, 0.47, 0.12, 0.23, 0.39, 0.31, 0.3,
+    ]  # fmt: skip
+    rows = [
+        {"step": step, "reward": reward, "grad_norm": 2.3 if step == 40 else 0.2, "entropy": 0.3}
+        for step, reward in enumerate(rewards, 1)
+    ]
+    assert diagnose(rows) == []
+    collapsed = [
+        {**row, "reward": row["reward"] - (0.3 if row["step"] > 45 else 0)} for row in rows
+    ]
+    assert [finding.what for finding in diagnose(collapsed)] == ["the learning rate is too high"]

@@ -184,7 +184,8 @@ def _climbed_most(story: Story) -> str | None:
 def steps_too_large(story: Story) -> Finding | None:
     """The policy broke: what it had reached is gone, and its steps show why."""
     best, late = story.best("reward"), story.late("reward")
-    if len(story.rounds) < 3 or best - late < max(0.1, 0.25 * abs(best)):
+    fall = max(0.1, 0.25 * abs(best), 4 * story.noise("reward"))  # the best of many is lucky, too
+    if len(story.rounds) < 3 or best - late < fall:
         return None
     entropy, last_entropy = story.curve("entropy")[:1], story.late("entropy")
     signs = []
