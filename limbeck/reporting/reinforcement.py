@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from limbeck import store
-from limbeck.reporting.training import trained_by
+from limbeck.reporting.training import chosen
 from limbeck.train.diagnosis import diagnose
 from limbeck.train.story import flat
 
@@ -14,16 +14,19 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Points = list[tuple[int, float]]
+Rates = dict[str, dict[str, float]]  # how often a model is right, by split and by way of asking
 
 
 def learning(run: Run) -> list[Row]:
     """Of each grpo stage its `curves`, `findings` and the `gain` that was within reach."""
-    found = []
+    found, rates = [], evaluated(run)
     for row in run.done("grpo"):
         metrics = store.read_jsonl(run.path / row["stage"] / "metrics.jsonl")
         findings = [finding._asdict() for finding in diagnose(metrics)]
         told = {"name": row["stage"], "findings": findings, "curves": curves(metrics)}
-        found.append(told | {"gain": gain(run, row["stage"])})
+        base = run.recipe["stages"][row["stage"]]["model"]
+        before, after = rates.get(base, {}), rates.get(f"./{row['stage']}/model", {})
+        found.append(told | {"gain": gain(before, after)})
     return found
 
 
@@ -45,14 +48,12 @@ def curves(metrics: list[Row]) -> dict[str, Points]:
     return {name: found[name] for name in sorted(found)}
 
 
-def gain(run: Run, stage: str) -> list[Row]:
+def gain(before: Rates, after: Rates) -> list[Row]:
     """Per split how often the base is right, at best, and how often its policy is.
 
     The best is its greedy answer, or one among k samples: what lies within reach of whoever learns
     from his own samples. From the evaluations of both models, where there are any.
     """
-    base = run.recipe["stages"][stage]["model"]
-    before, after = _evaluated(run, base), _evaluated(run, f"./{stage}/model")
     rows = []
     for split, metrics in before.items():
         if "pass_at_1" not in metrics or len(metrics) < 2:
@@ -64,15 +65,16 @@ def gain(run: Run, stage: str) -> list[Row]:
     return rows
 
 
-def _evaluated(run: Run, model: str) -> dict[str, dict[str, float]]:
-    """How often a model is right, by split and by way of asking."""
-    found: dict[str, dict[str, float]] = {}
+def evaluated(run: Run) -> dict[str, Rates]:
+    """Of each model that was evaluated; what a choice took goes by the name of its training."""
+    models = {f"./{choice}/model": f"./{stage}/model" for choice, stage in chosen(run).items()}
+    found: dict[str, Rates] = {}
     for row in run.done("evaluate"):
         engine = run.recipe["stages"][row["stage"]]["engine"]
-        asked = engine.get("model", "") if isinstance(engine, dict) else ""
-        if asked == model or (trained_by(run, asked) or asked) == trained_by(run, model):
-            for result in row["summary"]["results"]:
-                metric = result["metric"]
-                if metric == "greedy" or metric.startswith("pass_at_"):
-                    found.setdefault(result["split"], {}).setdefault(metric, result["value"])
+        model = engine.get("model", "") if isinstance(engine, dict) else ""
+        rates = found.setdefault(models.get(model, model), {})
+        for result in row["summary"]["results"]:
+            metric = result["metric"]
+            if metric == "greedy" or metric.startswith("pass_at_"):
+                rates.setdefault(result["split"], {}).setdefault(metric, result["value"])
     return found

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from limbeck import tables
-from limbeck.reporting.training import stage_of, trained_by
+from limbeck.reporting.training import chosen, stage_of
 from limbeck.types import Problem, Trace
 from limbeck.verifiers.judging import judge
 
@@ -45,7 +45,8 @@ def curated(run: Run) -> list[Row]:
     for entry in stages.values():
         if entry["stage"] == "compare" and entry.get("pairs"):
             evaluation = stage_of(entry["scores"][entry["pairs"][0][0]])
-            student = trained_by(run, stages.get(evaluation, {}).get("engine", {}).get("model", ""))
+            student = stage_of(stages.get(evaluation, {}).get("engine", {}).get("model", ""))
+            student = chosen(run).get(student, student)
             main = main or stage_of(stages.get(student, {}).get("data", ""))
     written = [row for row in run.done("curate") if not _is_gold(run, row["stage"])]
     return sorted(written, key=lambda row: row["stage"] != main)

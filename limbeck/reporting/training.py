@@ -131,14 +131,14 @@ def trials(run: Run) -> list[Row]:
     return found
 
 
-def trained_by(run: Run, model: str) -> str:
-    """The stage that trained a model of this run; of a choice that of the trial that won."""
-    stage = stage_of(model)
-    for row in run.done("choose"):
-        if row["stage"] == stage:
-            trials = run.recipe["stages"][stage]["trials"]
-            return stage_of(trials[row["summary"]["chosen"]]["model"])
-    return stage
+def chosen(run: Run) -> dict[str, str]:
+    """Of each choice the stage that trained what it chose."""
+    stages = run.recipe["stages"]
+    return {
+        name: stage_of(stages[name]["trials"][row["summary"]["chosen"]]["model"])
+        for row in run.done("choose")
+        for name in [row["stage"]]
+    }
 
 
 def stage_of(reference: str | list[str]) -> str:

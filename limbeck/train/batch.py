@@ -201,7 +201,10 @@ def _parts(
 
 
 def _is_quicker_shared(group: Group, device: torch.device | str) -> bool:
-    """Attention to a shared prompt takes matrix products: as many at most as for a document."""
+    """Where matrix products serve, which attention to a shared prompt takes.
+
+    They keep no more probabilities of an output than they may of a document.
+    """
     if torch.device(device).type != "cpu" or len(group.prompt) == 1:
         return False
     longest = 1 + max((len(output.ids) for output in group.outputs), default=0)

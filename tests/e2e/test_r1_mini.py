@@ -53,13 +53,14 @@ def test_what_is_right_is_rewritten_in_one_language_and_the_share_is_told(finish
 
 
 def test_each_stage_begins_where_the_paper_says(finished):
-    begins = {name: finished.recipe["stages"][name]["model"] for name in STAGES[1:]}
-    assert begins == {
+    stages = finished.recipe["stages"]
+    assert {name: stages[name]["model"] for name in (*STAGES[1:], "r1_by_rules")} == {
         "zero": "./base/model",
         "dev1": "./base/model",
         "dev2": "./dev1/model",
         "dev3": "./base/model",
-        "r1": "./dev3/model",
+        "r1_by_rules": "./dev3/model",
+        "r1": "./r1_by_rules/model",
     }
 
 

@@ -90,17 +90,16 @@ def test_the_model_is_asked_as_in_the_paper_and_knows_how_to_end(zero):
     prompt = chat.render_prompt(tokenizer, problem.messages)
     assert prompt == f"{chat.R1_ZERO_PREFACE} User: {problem.question}. Assistant:"
     assert len(chat.prompt_ids(tokenizer, problem.messages)) < 80
-    traces = tables.read_traces(finished.path / "zero/rollouts")
-    ended = [trace for trace in traces if trace.finish == "stop"]
+    written = finished.table("zero/rollouts").to_pylist()
+    ended = [row["token_ids"] for row in written if row["finish"] == "stop"]
     assert ended
-    assert all(trace.token_ids[-1] == tokenizer.eos_token_id for trace in ended)
+    assert all(ids[-1] == tokenizer.eos_token_id for ids in ended)
 
 
 def test_a_killed_run_ends_as_one_that_was_not(zero, tmp_path):
     whole, _ = zero
     killed = tmp_path / "run"
-    for point in ("zero.step-3", "eval_zero.started"):
-        run(killed, kill_at=point)
+    run(killed, kill_at="zero.step-3")  # within a round, and between two checkpoints
     run(killed)
     assert steps(killed) == steps(whole.path)
     for name in ("base", "zero"):

@@ -68,7 +68,7 @@ def of_advantages(logits: Tensor, tok: Tokens) -> Tensor:
     """A policy loss in little: it needs to know which token stands where."""
     logp = logits.log_softmax(-1).gather(1, tok.targets[:, None])[:, 0]
     ratio = (logp - tok.columns["old_logp"]).exp()
-    return -ratio * tok.columns["advantages"] + 0.01 * tok.columns["output"] * logp
+    return -ratio * tok.columns["advantages"]
 
 
 def make_gpt2() -> nn.Module:
