@@ -178,6 +178,19 @@ def paired_test(
     return PairedTest(mean, max(-most, mean - half), min(most, mean + half), p)
 
 
+def seeds_test(differences: ArrayLike, most: float = math.inf) -> PairedTest:
+    """The same of what each seed of a training differs by (S,), S > 1: Student's interval and p.
+
+    Seeds are few, and tell what is much more than their spread: of three a mean of 2.5 times that.
+    The interval ends at -`most` and `most`.
+    """
+    each = np.asarray(differences, dtype=np.float64)
+    mean, error, freedom = float(each.mean()), _standard_error(each), len(each) - 1
+    half = _student_quantile(0.975, freedom) * error
+    p = _student_p(mean, error, freedom)
+    return PairedTest(mean, max(-most, mean - half), min(most, mean + half), p)
+
+
 def verdict(test: PairedTest, level: float = 0.05, less_is_better: bool = False) -> str:
     """'a better', 'b better' or 'not distinguishable' at `level`."""
     if test.p >= level:
@@ -205,6 +218,18 @@ def _standard_error(differences: NDArray[np.float64]) -> float:
     """Of their mean; without bounds for a single one, of which nothing is known."""
     size = len(differences)
     return float(differences.std(ddof=1) / np.sqrt(size)) if size > 1 else float("inf")
+
+
+def _student_p(mean: float, error: float, freedom: int) -> float:
+    """Two-sided, of t = mean / error: finite sums (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
+    angle = math.atan2(abs(mean), error * math.sqrt(freedom))
+    odd, square = freedom % 2, math.cos(angle) ** 2
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for number in range(1, freedom // 2 + 1):
+        total += term
+        term *= square * (2 * number - 1 + odd) / (2 * number + odd)
+    within = total * math.sin(angle)
+    return max(0.0, 1 - (2 / math.pi * (angle + within) if odd else within))
 
 
 def _student_quantile(q: float, freedom: int) -> float:

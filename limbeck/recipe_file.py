@@ -99,13 +99,13 @@ def read_whole(path: Path, above: tuple[Path, ...] = ()) -> tuple[Any, Places]:
     if not isinstance(base := value["base"], str):
         raise UserError(where, "is no file's name", "write one, mix.yaml say")
     under = path.parent / base
-    if not under.exists():
+    if not os.path.exists(under):  # Path's own does not bear names that are too long
         raise UserError(where, f"there is no {under}", "name a recipe from beside this one")
     if any(under.samefile(file) for file in (path, *above)):
         raise UserError(where, f"{base} builds on this recipe itself", "name another")
     below, below_places = read_whole(under, (path, *above))
     if not isinstance(below, dict):
-        return own, places
+        raise UserError(str(under), "has no mapping called 'stages'", "see recipes/quickstart.yaml")
     mine = {key for key in places if len(key) == 2}  # whole stages, of which nothing is the base's
     rest = {key: place for key, place in below_places.items() if key[:2] not in mine}
     return _merged(below, own), {**rest, **places}

@@ -70,6 +70,8 @@ def test_mistakes_are_told_where_they_stand(tmp_path):
     [
         ("base: none.yaml", BELOW, "there is no"),
         ("base: 3", BELOW, "is no file's name"),
+        (f"base: {'a' * 300}.yaml", BELOW, "there is no"),
+        ("base: below.yaml", "- a\n- b", "below.yaml: has no mapping called 'stages'"),
         ("base: above.yaml", BELOW, "builds on this recipe itself"),
         (ABOVE, "base: above.yaml", "builds on this recipe itself"),
         ("base: below.yaml", "just words", "has no mapping called 'stages'"),

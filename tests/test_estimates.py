@@ -52,6 +52,7 @@ def test_how_large_models_are(model, num):
 
 def test_what_nobody_knows_is_unknown():
     assert isnan(of_model("somebody/gpt4all").num_parameters)
+    assert isnan(of_model("nobody/nothing-0B").num_parameters)
     assert isnan(of_config({"model_type": "mamba"}).num_parameters)
 
 
@@ -79,6 +80,18 @@ def test_a_folder_says_how_large_it_is(tmp_path, architecture, is_tied):
     shape = of_model(str(tmp_path))
     assert shape.num_parameters == models.num_parameters(model)
     assert shape.source == "its config.json"
+
+
+def test_an_engine_that_knows_no_dtype_writes_rollouts(tmp_path):
+    learning = {
+        "model": "Qwen/Qwen2.5-Math-1.5B",
+        "problems": "./collect/problems",
+        "engine": {"name": "openai", "model": "gpt"},
+        "num_steps": 2,
+    }
+    collect = {"num": 10, "source": {"name": "reasoning_gym", "tasks": {"gcd": {}}}}
+    found = estimate({"collect": collect, "grpo": learning})
+    assert stage(found, "grpo").flops > 0
 
 
 def test_a_training_by_hand():

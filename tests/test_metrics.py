@@ -9,7 +9,14 @@ import pytest
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from limbeck.metrics import interval, mean_interval, paired_test, pass_at_k, verdict
+from limbeck.metrics import (
+    interval,
+    mean_interval,
+    paired_test,
+    pass_at_k,
+    seeds_test,
+    verdict,
+)
 
 
 @pytest.mark.parametrize("num_samples", [1, 4, 7])
@@ -36,6 +43,17 @@ def test_one_sample_a_problem_gives_the_plain_wilson_interval(num, correct, leve
     means = np.arange(num) < correct
     expected = proportion_confint(correct, num, alpha=1 - level, method="wilson")
     assert interval(means, level) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("num", [2, 3, 4, 5, 12])
+def test_seeds_are_tested_as_by_student(num):
+    differences = np.random.default_rng(num).normal(0.05, 0.04, num)
+    test, theirs = seeds_test(differences), stats.ttest_1samp(differences, 0)
+    bounds = theirs.confidence_interval()
+    assert test.p == pytest.approx(theirs.pvalue, rel=1e-6)
+    assert test.high == pytest.approx(bounds.high, rel=0.02)
+    assert seeds_test([0.1, -0.3], most=0.5).low == -0.5
+    assert (seeds_test([0.2, 0.2]).p, seeds_test([0.0, 0.0]).p) == (0, 1)
 
 
 def test_samples_of_one_problem_are_not_so_many_problems():

@@ -316,6 +316,12 @@ def test_the_headline_claims_no_more_than_the_test():
     assert "cannot" in headline(results(), [{**paired()[0], "verdict": "unclear"}])
     assert "against `distilled`" in headline(results(), [paired()[2]])
     assert "no paired test" in headline(results(), [])
+    by_seed = {"seeds": [0.1, 0.2, 0.3], "p_of_these": 0.003}
+    assert ", over 3 seeds; these trainings themselves differ, p = 0.003)" in headline(
+        results(), [{**unclear[0], **by_seed}]
+    )
+    told = results_table(results(), [{**paired()[0], **by_seed}])
+    assert ", over 3 seeds)" in told and "themselves" not in told
     assert headline([], []) == "Nothing has been evaluated yet."
 
 

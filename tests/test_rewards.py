@@ -12,7 +12,7 @@ from limbeck.config import StageConfig, split_fields
 from limbeck.errors import UserError
 from limbeck.plugins import Kind
 from limbeck.problems import make_problem
-from limbeck.rewards.weighted import WeightedReward, score
+from limbeck.rewards.weighted import WeightedReward, check_domains, score
 from limbeck.train.signals import REFLECTION, Answered, signals
 from limbeck.types import Problem, Trace, Verdict
 
@@ -92,6 +92,12 @@ def test_what_is_well_formed(text):
 def test_what_only_looks_well_formed(text):
     assert rewards.format(PROBLEM, trace(text), RIGHT) == 0.0
     assert rewards.format(PROBLEM, trace(text), RIGHT, answer_tags=True) == 0.0
+
+
+def test_a_tag_of_blanks_is_read_once():
+    blanks = " " * 100_000
+    assert rewards.format(PROBLEM, trace(f"<think>2 <{blanks}3</think>5"), RIGHT) == 1.0
+    assert rewards.format(PROBLEM, trace(f"<think>2 <{blanks}/ think></think>5"), RIGHT) == 0.0
 
 
 def test_answer_tags_may_be_asked_for():
@@ -189,6 +195,19 @@ def too_few(problems: list[Problem], traces: list[Trace], verdicts: list[Verdict
     return [1.0]
 
 
+def nothing(problems: list[Problem], traces: list[Trace], verdicts: list[Verdict]) -> list[float]:
+    return None  # type: ignore[return-value]
+
+
+def of_nobody() -> float:
+    return 1.0
+
+
+def overlong(problem: Problem, trace: Trace, verdict: Verdict) -> float:
+    """Somebody's own, which is called as one of Limbeck's."""
+    return 5.0
+
+
 def test_names_are_the_functions_of_the_package():
     known = {"correct", "format", "language", "length", "overlong", "repetition"}
     assert known <= {*Kind("reward", "limbeck.rewards").names()}
@@ -219,6 +238,13 @@ def test_two_of_one_name_are_told_apart():
     assert parts == {"overlong": [-1.0], "overlong_2": [-0.25]} and total == [-1.25]
 
 
+def test_ones_own_of_the_same_name_is_told_apart():
+    limbecks = {"name": "overlong", "max_tokens": 8, "margin_tokens": 4}
+    told = chosen(f"{__name__}:overlong", limbecks)
+    total, parts = score(told, [PROBLEM], [trace("5", 9)], [RIGHT])
+    assert parts == {"overlong": [5.0], "overlong_2": [-1.0]} and total == [4.0]
+
+
 def test_a_reward_for_nobody_is_not_asked():
     told = chosen({"reward": {"name": f"{__name__}:too_few"}, "domains": ["none"]})
     assert score(told, [PROBLEM] * 2, [trace("5")] * 2, [RIGHT] * 2) == (
@@ -240,6 +266,32 @@ def test_what_is_no_finite_number_is_never_averaged_in(value):
 def test_as_many_rewards_as_answers():
     with pytest.raises(UserError, match="gave 1 numbers for 2 answers"):
         score(chosen(f"{__name__}:too_few"), [PROBLEM] * 2, [trace("5")] * 2, [RIGHT] * 2)
+
+
+def test_no_rewards_at_all_are_told():
+    with pytest.raises(UserError, match="reward 'nothing': gave None for 2 answers"):
+        score(chosen(f"{__name__}:nothing"), [PROBLEM] * 2, [trace("5")] * 2, [RIGHT] * 2)
+
+
+def test_a_sum_that_is_no_finite_number_is_told():
+    told = chosen(*[{"reward": "correct", "weight": 1e308}] * 2)
+    with pytest.raises(UserError, match="rewards: add up to inf for trace t; weigh them less"):
+        score(told, [PROBLEM], [trace("5")], [RIGHT])
+
+
+def test_domains_that_no_problem_has_are_told():
+    told = chosen("correct", {"reward": "format", "domains": ["sums", "smus", "code"]})
+    with pytest.raises(UserError) as refused:
+        check_domains(told, [PROBLEM], "grpo.rewards")
+    assert "no problem is of the domains 'code', 'smus'; name some of these: 'sums'" in str(
+        refused.value
+    )
+    check_domains(told[:1], [PROBLEM], "grpo.rewards")
+
+
+def test_a_reward_that_cannot_be_asked_is_refused():
+    with pytest.raises(ValidationError, match=r"of_nobody' cannot be asked of an answer"):
+        chosen(f"{__name__}:of_nobody")
 
 
 def test_a_name_is_a_reward_of_weight_one():
@@ -311,3 +363,10 @@ def test_signals_of_wrong_answers_alone_leave_out_what_has_no_value():
     assert "mean_length_right" not in told and "language" not in told
     assert told["no_signal"] == told["all_wrong"] == 1.0 and told["identical"] == 0.0
     assert signals([]) == {}
+
+
+def test_rewards_that_differ_by_rounding_are_no_signal():
+    traces, verdicts = [trace("5"), trace("6")], [RIGHT, WRONG]
+    noise = Answered(PROBLEM, traces, verdicts, [0.1 + 0.2, 0.3], {})
+    assert signals([noise])["no_signal"] == 1.0
+    assert signals([noise._replace(rewards=[0.3, 0.30001])])["no_signal"] == 0.0

@@ -1,4 +1,4 @@
-"""Who writes a worked solution: somebody who slips, checks his steps and answers directly at times.
+"""Whose hand writes a worked solution: somebody's who slips now and then, or checks his steps.
 
 Solutions of this kind stand for what a base model was pretrained on. A slip is the same wherever
 the same step is worked, as a person's is, and later steps go on from what it left: it can be
@@ -13,11 +13,7 @@ from typing import TypeVar
 
 Value = TypeVar("Value", int, str)
 
-CHECK_WORDS = (
-    "wait",
-    "check",
-    "verify",
-)  # reflective words that DeepSeek-R1 counts
+CHECK_WORDS = ("wait", "check", "verify")  # three of those that DeepSeek-R1's figures count
 ENGLISH = {"+": " plus ", "-": " minus ", "x": " times ", "=": " is "}
 CHINESE = {"+": "加", "-": "减", "x": "乘", "=": "等于"}
 CHINESE |= {"tens": "十位", "ones": "个位", "wait": "等等", "check": "检查", "verify": "验证"}

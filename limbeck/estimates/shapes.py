@@ -126,10 +126,9 @@ def of_model(model: str) -> Shape:
         return EXPERTS[name]
     if name in KNOWN:
         return of_config(dict(zip(FIELDS, KNOWN[name], strict=True)), "Limbeck's table")
-    if size := NAMED_SIZE.search(name.replace("-", " ").replace("_", " ")):
-        num = float(size[1]) * (1e9 if size[2] in "bB" else 1e6)
-        return Shape(num, num, source="its name")
-    return UNKNOWN
+    size = NAMED_SIZE.search(name.replace("-", " ").replace("_", " "))
+    num = float(size[1]) * (1e9 if size[2] in "bB" else 1e6) if size else 0.0
+    return Shape(num, num, source="its name") if num else UNKNOWN
 
 
 def _config_at_hand(model: str) -> dict[str, Any] | None:

@@ -43,7 +43,7 @@ def grpo(config: Any, given: Given) -> Work:
     shape, length = given.model(config.model), given.length(config.max_tokens)
     each = config.questions_per_step * config.num_samples * length
     tokens = _steps(config, shape, each) * each
-    dtype = config.engine.knobs["dtype"] if config.engine else "float32"
+    dtype = config.engine.knobs.get("dtype", "float32") if config.engine else "float32"
     efforts = (
         Effort("writing", forward_flops(shape, tokens), dtype, spread=config.engine is not None),
         reading(shape, tokens * _num_readers(config), config.dtype),

@@ -206,7 +206,17 @@ def _range(test: Row) -> str:
     chance = probability(test.get("p"))
     ends = (test["low"], test["high"])
     told = (f"{end:+.3f}" if "unit" in test else f"{100 * end:+.1f}" for end in ends)
-    return " to ".join(told) + (f", {chance}" if chance else "")
+    return " to ".join(told) + (f", {chance}" if chance else "") + _over_seeds(test)
+
+
+def _over_seeds(test: Row) -> str:
+    """That a test holds for other seeds, too; or that just these very trainings differ."""
+    if not (each := test.get("seeds")):
+        return ""
+    alone = test.get("p_of_these", 1.0)
+    only_these = not _clear(test) and alone < 0.05
+    more = f"; these trainings themselves differ, {probability(alone)}" if only_these else ""
+    return f", over {len(each)} seeds{more}"
 
 
 def points(share: Any) -> str:

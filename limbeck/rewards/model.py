@@ -28,7 +28,8 @@ def reward_model(
 ) -> list[float]:
     """What the model of a stage `reward_model` says of each answer, without bounds.
 
-    It reads the part of an answer that it was trained on; about `batch_tokens` at a time.
+    It reads the part of an answer that it was trained on; about `batch_tokens` at a time. What is
+    there several times is read once: in other batches it would be rounded otherwise.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
@@ -36,8 +37,9 @@ def reward_model(
     scorer, tokenizer = _load(model, _stamp(model), device)
     asked = zip(problems, traces, strict=True)
     pairs = [(problem.messages, trace.text) for problem, trace in asked]
-    ids = encode(tokenizer, pairs, scorer.config.reads)
-    rewards, place = [0.0] * len(ids), scorer.device
+    asked_ids = [tuple(row) for row in encode(tokenizer, pairs, scorer.config.reads)]
+    ids, place = list(dict.fromkeys(asked_ids)), scorer.device
+    rewards: dict[tuple[int, ...], float] = {}
     with torch.no_grad():
         for rows in _batches([len(row) for row in ids], batch_tokens):
             texts = [torch.tensor(ids[row], device=place) for row in rows]
@@ -45,8 +47,8 @@ def reward_model(
             mask = pad_sequence([torch.ones_like(text) for text in texts], True)
             found = scorer(padded, mask, use_cache=False).logits[:, 0]  # (B,)
             for row, reward in zip(rows, found.tolist(), strict=True):
-                rewards[row] = reward
-    return rewards
+                rewards[ids[row]] = reward
+    return [rewards[row] for row in asked_ids]
 
 
 def _stamp(model: str) -> float:

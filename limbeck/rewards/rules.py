@@ -14,7 +14,7 @@ from limbeck.types import Problem, Trace, Verdict
 
 Language = Annotated[str, Field(pattern="^[a-z]{2,3}$")]
 
-TAG = re.compile(r"<\s*/?\s*(think(?:ing)?|answer)\s*/?\s*>", re.IGNORECASE)
+TAG = re.compile(r"<[\s/]*(think(?:ing)?|answer)[\s/]*>", re.IGNORECASE)
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 TURN = re.compile(  # a turn that the model writes for somebody else, or for itself once more
     r"(?:^|(?<=[.!?>]))[ \t]*(?:User|Assistant|Human)[ \t]*:|<[|｜][\w▁]{3,40}[|｜]>",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import chain, count
 from numbers import Real
-from typing import Any
+from typing import Any, Self
 
 from pydantic import GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
@@ -35,6 +36,16 @@ class WeightedReward(StageConfig):
         is_short = isinstance(value, str) or (isinstance(value, dict) and "name" in value)
         return {"reward": value} if is_short else value
 
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Self:
+        try:
+            inspect.signature(self.reward.function).bind(*range(3), **self.reward.knobs)
+        except TypeError as error:
+            what = f"reward {self.reward.name!r} cannot be asked of an answer ({error})"
+            way_out = "let its parameters be problem, trace, verdict, and knobs behind a *"
+            raise ValueError(f"{what}; {way_out}") from None
+        return self
+
     @classmethod
     def __get_pydantic_json_schema__(
         cls, core: CoreSchema, handler: GetJsonSchemaHandler
@@ -51,8 +62,8 @@ def score(
 ) -> tuple[list[float], Parts]:
     """(the weighted sum for each answer, what it is made of).
 
-    `problems`, `traces` and `verdicts` are of one length. UserError where a reward is no finite
-    number: it is never averaged in.
+    `problems`, `traces` and `verdicts` are of one length. UserError where a reward, or the sum, is
+    no finite number: it is never averaged in.
     """
     total, parts = [0.0] * len(traces), Parts()
     for each, name in zip(chosen, names(chosen), strict=True):
@@ -63,16 +74,30 @@ def score(
             part[i] = value
             total[i] += each.weight * value
         parts[name] = part
+    for trace, value in zip(traces, total, strict=True):
+        if not math.isfinite(value):
+            raise UserError("rewards", f"add up to {value} for trace {trace.id}", "weigh them less")
     return total, parts
+
+
+def check_domains(
+    chosen: Sequence[WeightedReward], problems: Sequence[Problem], where: str
+) -> None:
+    """UserError at `where` if a reward is only for domains of which there is no problem."""
+    known = {problem.domain for problem in problems}
+    if unknown := {name for each in chosen for name in each.domains or ()} - known:
+        what = f"no problem is of the domains {', '.join(map(repr, sorted(unknown)))}"
+        way_out = f"name some of these: {', '.join(map(repr, sorted(known)))}"
+        raise UserError(where, what, way_out)
 
 
 def names(chosen: Sequence[WeightedReward]) -> list[str]:
     """What the parts are called: by their rewards, the second of one name `length_2`."""
     told: list[str] = []
     for each in chosen:
-        name = each.reward.name.rpartition(":")[2]
-        again = sum(other.reward.name == each.reward.name for other in chosen[: len(told)])
-        told.append(f"{name}_{again + 1}" if again else name)
+        first = each.reward.name.rpartition(":")[2]
+        further = (f"{first}_{number}" for number in count(2))
+        told.append(next(name for name in chain([first], further) if name not in told))
     return told
 
 
@@ -90,8 +115,9 @@ def _values(
         values = each.reward(*columns) if rows else []
     else:
         values = [each.reward(*row) for row in rows]
-    if len(values) != len(rows):
-        what = f"gave {len(values)} numbers for {len(rows)} answers"
+    if not isinstance(values, Collection) or len(values) != len(rows):
+        given = f"{len(values)} numbers" if isinstance(values, Collection) else repr(values)
+        what = f"gave {given} for {len(rows)} answers"
         raise UserError(f"reward {name!r}", what, "let it give one for each, in their order")
     for value, (_, trace, _) in zip(values, rows, strict=True):
         if not isinstance(value, Real) or not math.isfinite(value):

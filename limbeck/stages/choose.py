@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from limbeck import ledger, metrics, tables
 from limbeck.config import ModelPath, ScoresPath, StageConfig
@@ -35,10 +35,17 @@ class Config(StageConfig):
     metric: str = "pass_at_1"
     """The highest mean wins; of equals the first."""
 
+    @field_validator("metric")
+    @classmethod
+    def _is_better_the_higher(cls, metric: str) -> str:
+        if metrics.unit_of(metric) == "nats":
+            raise ValueError(f"{metric} is better the lower it is; choose by pass_at_1 or greedy")
+        return metric
+
 
 def run(config: Config, out: StageFolder) -> dict[str, Any]:
     """Writes `model`, that of the best trial."""
-    told = []
+    told, asked = [], []
     with out.account("choose"):
         for name, trial in config.trials.items():
             rows = tables.read_table(trial.scores).to_pylist()
@@ -49,17 +56,24 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
             flops = ledger.flops_of(trial.model)
             about = {"name": name, "metric": config.metric, "flops": flops}
             told.append(about | metrics.result(rows))
-        asked = {row["num_problems"] for row in told}
-        if len(asked) > 1:
-            what = "the trials answered different numbers of problems"
+            asked.append({(row["split"], row["problem_id"]) for row in rows})
+        if any(problems != asked[0] for problems in asked):
+            what = "the trials answered different problems"
             raise UserError("choose.trials", what, "evaluate them alike")
         best = max(told, key=lambda row: row["value"])
         _copy(Path(config.trials[best["name"]].model), out.path / "model")
     for row in told:
         chosen = ", chosen" if row is best else ""
-        interval = f"{row['low']:.1%} to {row['high']:.1%}"
-        out.log(f"{row['name']:<20} {row['value']:6.1%}  ({interval}){chosen}")
+        out.log(f"{row['name']:<20} {_said(row)}{chosen}")
     return {"chosen": best["name"], "flops": best["flops"], "trials": told}
+
+
+def _said(row: dict[str, Any]) -> str:
+    """A trial's mean, and its interval where it has one."""
+    form = ".2f" if "unit" in row else ".1%"
+    if row["low"] is None or row["high"] is None:
+        return f"{row['value']:{form}}"
+    return f"{row['value']:{form}}  ({row['low']:{form}} to {row['high']:{form}})"
 
 
 def _copy(model: Path, to: Path) -> None:

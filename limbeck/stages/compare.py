@@ -2,11 +2,17 @@
 
 A model that was trained with several seeds is one row: its samples of a problem are those of all
 seeds together, and what each seed reached stands beside.
+
+What a test claims is of more than the problems that were asked. Of single trainings it speaks as
+they are: another seed might have turned out otherwise. Where one or both of a pair have several
+seeds, it speaks of the method, and a difference must be clear over problems and over seeds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -21,6 +27,8 @@ WRITES = {"results": "results"}
 EXTENDS = True
 COSTS = ("prompt_tokens", "completion_tokens", "flops")
 
+Row = dict[str, Any]
+
 
 class Arm(StageConfig):
     """What an arm of a comparison has cost."""
@@ -28,7 +36,8 @@ class Arm(StageConfig):
     models: Annotated[list[ModelPath], Field(min_length=1)]
     """Its trainings, one after another."""
     traces: list[TracesPath] = []
-    """What a teacher wrote for it."""
+    """What a teacher wrote for it. It has cost all that the stage which wrote it has cost: where
+    the answers are those of a `grpo`, its training, too."""
 
 
 class Config(StageConfig):
@@ -51,6 +60,10 @@ class Config(StageConfig):
             if len(pair) != 2 or not {*pair} <= self.scores.keys():
                 names = ", ".join(self.scores)
                 raise ValueError(f"pairs: {pair} is no pair of {names}; name two of them")
+            nums = [len(_several(self.scores[name])) for name in pair]
+            if nums[0] != nums[1] and 1 not in nums:
+                what = f"pairs: {pair} have {nums[0]} and {nums[1]} seeds"
+                raise ValueError(f"{what}; give both as many, or one of them one")
         return self
 
 
@@ -74,7 +87,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
                 row
                 for metric in chosen
                 for pair in config.pairs
-                for row in tests(scores, pair, metric)
+                for row in tests(scores, pair, metric, seeds)
             ],
             "budgets": budgets(config.budgets),
         }
@@ -86,7 +99,7 @@ def _several(paths: str | list[str]) -> list[str]:
     return [paths] if isinstance(paths, str) else paths
 
 
-def pooled(runs: list[list[dict[str, Any]]], name: str) -> list[dict[str, Any]]:
+def pooled(runs: list[list[Row]], name: str) -> list[dict[str, Any]]:
     """The score rows of several seeds as those of one model: counts add up, values are means.
 
     UserError where the seeds were asked different things.
@@ -109,20 +122,22 @@ def pooled(runs: list[list[dict[str, Any]]], name: str) -> list[dict[str, Any]]:
 
 
 def with_seeds(
-    results: list[dict[str, Any]], seeds: Mapping[str, list[list[dict[str, Any]]]]
+    results: list[dict[str, Any]], seeds: Mapping[str, list[list[Row]]]
 ) -> list[dict[str, Any]]:
     """The results, each with what every seed alone has reached, if there were several."""
     told = []
     for result in results:
         runs = seeds[result["name"]]
         if len(runs) > 1 and result["metric"] != "perplexity":
-            same = ("split", "metric")
-            alone = [
-                [row for row in rows if all(row[k] == result[k] for k in same)] for rows in runs
-            ]
-            result = {**result, "seeds": [metrics.result(rows)["value"] for rows in alone]}
+            result = {**result, "seeds": _reached(runs, result["split"], result["metric"])}
         told.append(result)
     return told
+
+
+def _reached(runs: list[list[Row]], split: str, metric: str) -> list[float]:
+    """What each seed alone has reached."""
+    asked = [[r for r in rows if (r["split"], r["metric"]) == (split, metric)] for rows in runs]
+    return [metrics.result(rows)["value"] for rows in asked]
 
 
 def budgets(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
@@ -158,10 +173,12 @@ def _flops(output: str) -> float:
 
 
 def _paid_tokens(traces: str) -> int:
-    return int(store.read_sealed(Path(traces).parent / "stage.json")["summary"]["paid_tokens"])
+    """Of answers that a training wrote, none: those are its own."""
+    summary = store.read_sealed(Path(traces).parent / "stage.json")["summary"]
+    return int(summary.get("paid_tokens", 0))
 
 
-def table(scores: dict[str, list[dict[str, Any]]], by: tuple[str, ...]) -> list[dict[str, Any]]:
+def table(scores: dict[str, list[Row]], by: tuple[str, ...]) -> list[dict[str, Any]]:
     """One row per model and group of problems."""
     return [
         {"name": name, **row}
@@ -171,9 +188,17 @@ def table(scores: dict[str, list[dict[str, Any]]], by: tuple[str, ...]) -> list[
 
 
 def tests(
-    scores: dict[str, list[dict[str, Any]]], pair: list[str], metric: str
+    scores: dict[str, list[Row]],
+    pair: list[str],
+    metric: str,
+    seeds: Mapping[str, list[list[Row]]],
 ) -> list[dict[str, Any]]:
-    """A paired test per split, by problem; of nats per token, where a problem has its tokens."""
+    """A paired test per split, by problem; of nats per token, where a problem has its tokens.
+
+    Where there are several seeds, a row has the difference that each of them makes in `seeds`; p
+    and the interval are those over problems or over seeds, whichever tell less, and p over problems
+    alone, which holds for these very trainings, is `p_of_these`.
+    """
     sides = [
         {(row["split"], row["problem_id"]): row for row in scores[name] if row["metric"] == metric}
         for name in pair
@@ -187,20 +212,37 @@ def tests(
         same = [key for key in sides[0] if key[0] == split]
         a, b = ([side[key] for key in same] for side in sides)
         about = {"a": pair[0], "b": pair[1], "split": split, "metric": metric}
-        rows.append(about | _test(a, b, metric, pair))
+        by_seed = _by_seed([seeds[name] for name in pair], split, metric)
+        rows.append(about | _test(a, b, metric, pair, by_seed))
     return rows
 
 
+def _by_seed(sides: list[list[list[Row]]], split: str, metric: str) -> list[float]:
+    """By how much a is ahead of b in each seed; nothing where both are single trainings.
+
+    Seeds are matched in their order; what has but one is held against each of the other's.
+    """
+    means = [_reached(runs, split, metric) for runs in sides]
+    num = max(map(len, means))
+    a, b = (of * num if len(of) == 1 else of for of in means)
+    return [left - right for left, right in zip(a, b, strict=True)] if num > 1 else []
+
+
 def _test(
-    a: list[dict[str, Any]], b: list[dict[str, Any]], metric: str, pair: list[str]
+    a: list[Row], b: list[Row], metric: str, pair: list[str], by_seed: list[float]
 ) -> dict[str, Any]:
-    """The paired test of score rows of the same problems in the same order."""
+    """The paired test of score rows of the same problems in the same order, and of seeds."""
     unit, (left, right) = metrics.unit_of(metric), ([*map(metrics.value_of, s)] for s in (a, b))
     weights = [metrics.weight_of(row) for row in a]
     if weights != [metrics.weight_of(row) for row in b]:
         what = f"{pair} cut the same texts into other tokens, so nats per token do not compare"
         raise UserError("compare.metric", what, "test what they answer: greedy, f1 or pass_at_1")
     test = metrics.paired_test(left, right, weights=weights if unit else None)
+    of_seeds = {"seeds": by_seed, "p_of_these": test.p} if by_seed else {}
+    if by_seed:
+        over_seeds = metrics.seeds_test(by_seed, math.inf if unit else 1.0)
+        wider = max(test, over_seeds, key=lambda found: found.high - found.low)
+        test = replace(wider, difference=test.difference, p=max(test.p, over_seeds.p))
     return {
         "difference": test.difference,
         "low": test.low,
@@ -208,4 +250,5 @@ def _test(
         "p": test.p,
         "verdict": metrics.verdict(test, less_is_better=unit == "nats"),
         **({"unit": unit} if unit else {}),
+        **of_seeds,
     }

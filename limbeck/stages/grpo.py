@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from limbeck.train.advantages import Table
     from limbeck.train.batch import Group, Output
     from limbeck.train.policy_loss import PolicyLoss
+    from limbeck.train.training import Training
 
 WRITES = {"model": "model", "rollouts": "traces", "verdicts": "verdicts"}
 RESUMES = True
 DISTRIBUTED = True
 SCRATCH = ("checkpoints", "reference", "own")  # until the manifest is there
+SLACK = 0.02  # of a budget, beyond which it is told
 
 
 class Config(RolloutConfig, TrainingConfig):
@@ -120,7 +122,20 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     findings = diagnose(out.metrics())
     for finding in findings:
         out.log(f"{finding.what} ({finding.evidence}); {finding.way_out}")
-    return training.save() | rounds.account() | {"findings": [f._asdict() for f in findings]}
+    told = {"findings": [f._asdict() for f in findings]}
+    return training.save() | rounds.account() | _overspent(config, training) | told
+
+
+def _overspent(config: Config, training: Training) -> dict[str, float]:
+    """By what share of the budget of FLOPs its last round went beyond it, where that is much."""
+    if config.num_flops is None:
+        return {}
+    share = training.state["flops"] / config.num_flops - 1
+    if share <= SLACK:
+        return {}
+    what = f"took {share:.1%} more than num_flops, as what is begun counts whole"
+    training.out.log(f"{what}; take smaller rounds: fewer questions_per_step or steps_per_round")
+    return {"over_budget": share}
 
 
 def _needs_own(config: Config) -> bool:

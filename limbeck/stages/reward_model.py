@@ -141,6 +141,8 @@ def read_rows(path: str, config: Config, tokenizer: PreTrainedTokenizerBase) -> 
     from limbeck.train.preferences import Judged
 
     table = tables.read_table(path).to_pylist()
+    if not table:
+        raise UserError(path, "is empty", "give a table with rows")
     read = _pair if config.pairs else _labelled
     told = [read(row, f"{path}: row {number}") for number, row in enumerate(table)]
     encoded = iter(encode(tokenizer, [pair for texts, _ in told for pair in texts], config.part))

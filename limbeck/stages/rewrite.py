@@ -28,7 +28,7 @@ from limbeck.languages import language_of
 from limbeck.plugins import EngineChoice
 from limbeck.types import Generator, Problem, Trace, Verdict
 from limbeck.verifiers import without_hidden
-from limbeck.verifiers.judge import make_question
+from limbeck.verifiers.judge import JUDGED, make_question
 from limbeck.verifiers.judging import check_model, judge_all
 
 WRITES = {
@@ -45,10 +45,8 @@ USES = ("limbeck.verifiers", "limbeck.filters")
 REPLIES = "replies"
 FAILED = "error"
 UNREADABLE = "UNREADABLE"
-REPLY = re.compile(  # some models first say what they are going to do
-    r"<thinking>(.+)</thinking>\s*<summary>(.+)</summary>\Z", re.DOTALL
-)
-TAG = re.compile(r"</?(?:think|thinking|summary)>")
+TAG = re.compile(r"(</?(?:think|thinking|summary)>)")
+TAGS = ["<thinking>", "</thinking>", "<summary>", "</summary>"]
 PROMPT = """Make a solution readable without changing what it says.
 
 Below stand a question, the raw thinking of somebody who worked on it, and the answer that came of \
@@ -197,9 +195,8 @@ def rewritten(raw: Raw, reply: Trace, language: str | None, id: str) -> Trace | 
     answer = (split_think(reply.text).answer or "").strip()
     if answer == UNREADABLE:
         return "unreadable"
-    found = REPLY.search(answer)
-    thinking, summary = (text.strip() for text in found.groups()) if found else ("", "")
-    if not thinking or not summary or TAG.search(thinking + summary):
+    thinking, summary = _parts(answer)
+    if not thinking or not summary:
         return "unparsed_reply"
     text = f"{OPEN}{thinking}{CLOSE}{summary}"
     trace = replace(
@@ -218,10 +215,25 @@ def rewritten(raw: Raw, reply: Trace, language: str | None, id: str) -> Trace | 
     return faithful(trace, raw.verdict) or trace
 
 
+def _parts(answer: str) -> tuple[str, str]:
+    """The thinking and the summary that an answer ends with; empty texts where it does not.
+
+    Some models first say what they are going to do. Time is linear in the length of the answer.
+    """
+    pieces = TAG.split(answer)  # texts, and a tag between any two
+    if pieces[-8::2] != TAGS or pieces.count(TAGS[0]) > 1:
+        return "", ""
+    thinking, between, summary, after = (text.strip() for text in pieces[-7::2])
+    return ("", "") if between or after else (thinking, summary)
+
+
 def judged(
     raws: Sequence[Raw], texts: Sequence[Trace | str], ask: Asker | None, out: StageFolder
 ) -> list[Rewritten | str]:
-    """Each rewritten trace with its verdict, if that is the raw one's; or why it is dropped."""
+    """Each rewritten trace with its verdict, if that is the raw one's; or why it is dropped.
+
+    A wrong one is to give the wrong answer that it gave.
+    """
     both = [*zip(raws, texts, strict=True)]
     pairs = [(raw.problem, text) for raw, text in both if isinstance(text, Trace)]
     with out.progress(len(pairs), "verdicts") as advance:
@@ -230,11 +242,20 @@ def judged(
     for raw, text in both:
         if isinstance(text, str):
             decided.append(text)
-        elif (verdict := verdicts[text.id]).reason == raw.verdict.reason:
-            decided.append((text, verdict))
-        else:
+        elif (verdict := verdicts[text.id]).reason != raw.verdict.reason:
             decided.append("other_verdict")
+        elif _answer(verdict) != _answer(raw.verdict):
+            decided.append("other_answer")
+        else:
+            decided.append((text, verdict))
     return decided
+
+
+def _answer(verdict: Verdict) -> list[str] | None:
+    """The words of an answer that is not right; None of right ones, which may be written otherwise,
+    and where it was a judge who read the answer."""
+    text = verdict.extracted or ""
+    return None if verdict.correct or text.startswith(JUDGED) else text.split()
 
 
 # -- writing and telling ------------------------------------------------------------------------

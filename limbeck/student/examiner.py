@@ -16,7 +16,7 @@ from limbeck.plugins import EngineChoice
 from limbeck.rewards.weighted import WeightedReward, score
 from limbeck.student.author import Author
 from limbeck.student.round_parts import RoundParts
-from limbeck.train.signals import Answered
+from limbeck.train.signals import Answered, are_equal
 from limbeck.types import Request, Sampling, Trace, Verdict
 from limbeck.verifiers.judging import judge_all, no_one
 
@@ -129,9 +129,14 @@ class Examiner:
         return requests
 
 
+def has_answers(group: Answered) -> bool:
+    """Whether its question had room in the student's context."""
+    return all(trace.token_ids for trace in group.traces)
+
+
 def teaches(group: Answered) -> bool:
-    """Whether its answers earn different rewards."""
-    return len(set(group.rewards)) > 1
+    """Whether it has answers, and these earn different rewards."""
+    return has_answers(group) and not are_equal(group.rewards)
 
 
 def learned_from(groups: Sequence[Answered], config: RolloutConfig) -> list[Answered]:
@@ -139,7 +144,7 @@ def learned_from(groups: Sequence[Answered], config: RolloutConfig) -> list[Answ
 
     UserError where hardly a question could be answered.
     """
-    answered = [group for group in groups if all(trace.token_ids for trace in group.traces)]
+    answered = [group for group in groups if has_answers(group)]
     if len(answered) * config.num_samples < config.steps_per_round:
         what = f"of {len(groups):,} questions {len(answered):,} have room in the student's context"
         raise UserError(config.problems, what, "raise context, or ask shorter questions")

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from limbeck import chat, ledger, processes, tables
-from limbeck.student.examiner import Examiner, RolloutConfig, learned_from
+from limbeck.rewards.weighted import check_domains
+from limbeck.student.examiner import Examiner, RolloutConfig, has_answers, learned_from
 from limbeck.student.round_parts import WRITTEN, RoundParts
 from limbeck.train.signals import Answered, signals
 from limbeck.verifiers.judging import check_model
@@ -56,6 +57,7 @@ class Rounds:
         self.config, self.training, self.needs_own = config, training, needs_own
         self.out, self.problems = training.out, tables.read_problems(config.problems)
         check_model(self.problems, None)
+        check_domains(config.rewards, self.problems, f"{training.out.name}.rewards")
         self.parts = RoundParts(training.out, self.problems, config.num_samples)
         self.num_questions = config.questions_per_step * config.steps_per_round
         self.examiner = Examiner(config, training, self.parts)
@@ -68,9 +70,10 @@ class Rounds:
         training, config = self.training, self.config
         num, step = training.num_steps, training.state["step"]
         steps = f"{num:,} steps" if num else "as far as the budget goes"
+        problems = f"{len(self.parts.problems):,} problems"
         going_on = f", going on at step {step:,}" if step else ""
         return (
-            f"{training.num_parameters:,} parameters, {len(self.problems):,} problems, {steps}; "
+            f"{training.num_parameters:,} parameters, {problems}, {steps}; "
             f"rounds of {self.num_questions:,} x {config.num_samples} answers for "
             f"{config.steps_per_round} steps{going_on}"
         )
@@ -89,7 +92,8 @@ class Rounds:
             if place == 0:
                 self._write(number)
             self.round = self._read(number)
-            self.told = {"round": number + 1, **signals(self.round.groups)}
+            answered = [group for group in self.round.groups if has_answers(group)]
+            self.told = {"round": number + 1, **signals(answered)}
             self.told["refilled"] = len(self.round.groups) - self.num_questions
             if place == 0:
                 self._count(self.round)
@@ -167,7 +171,7 @@ class Rounds:
             "failed": sum(not trace.token_ids for trace in traces),
         }
         if found["failed"]:
-            num = sum(not all(trace.token_ids for trace in g.traces) for g in round.groups)
+            num = sum(not has_answers(group) for group in round.groups)
             self.out.log(f"round {round.number + 1}: {num:,} questions have no room, left out")
         before = state["rollouts"]
         state["rollouts"] = {name: before[name] + num for name, num in found.items()}

@@ -47,7 +47,12 @@ class RoundParts:
         return self._find(name, number) is not None
 
     def mend(self, number: int) -> None:
-        """Sets aside what changed on disk of a round, and what was made of it: it is made again."""
+        """Sets aside what changed on disk of a round, and what was made of it: it is made again.
+
+        UserError where an earlier round lacks a part: nothing can be written behind it.
+        """
+        for name in WRITTEN:
+            self._check_earlier(name, number)
         is_broken = False
         for path in filter(None, (self._find(name, number) for name in (*WRITTEN, "own"))):
             if not is_broken and not tables.is_whole(path):
@@ -133,17 +138,25 @@ class RoundParts:
 
     def _keep(self, name: str, number: int, table: pa.Table) -> None:
         if not self.has(name, number):
-            path = tables.write_part(self.out.path / name, table)
-            if not path.name.startswith(f"part-{number:05d}"):
-                raise self._lacks(name, "an earlier round")
+            self._check_earlier(name, number)
+            tables.write_part(self.out.path / name, table)
+
+    def _check_earlier(self, name: str, number: int) -> None:
+        """A part takes the first number that is free: that of an earlier round, were it missing."""
+        written = {path.name[:10] for path in tables.parts(self.out.path / name)}
+        for earlier in range(number):
+            if f"part-{earlier:05d}" not in written:
+                raise self._lost(name, f"lacks the part of round {earlier + 1}")
 
     def _rows(self, name: str, number: int) -> list[dict[str, Any]]:
         path = self._find(name, number)
         if path is None:
-            raise self._lacks(name, f"round {number + 1}")
+            raise self._lost(name, f"lacks the part of round {number + 1}")
+        if not tables.is_whole(path):
+            raise self._lost(f"{name}/{path.name}", "changed on disk since it was written")
         rows: list[dict[str, Any]] = tables.read_table(path).to_pylist()
         return rows
 
-    def _lacks(self, name: str, what: str) -> UserError:
-        way_out = f"start the stage anew with --redo {self.out.name}"
-        return UserError(str(self.out.path / name), f"lacks the part of {what}", way_out)
+    def _lost(self, name: str, what: str) -> UserError:
+        way_out = f"restore it, or start the stage anew with --redo {self.out.name}"
+        return UserError(str(self.out.path / name), what, way_out)

@@ -1,13 +1,15 @@
 """How much better an output was than its siblings: `(rewards) -> advantages`, (groups, G) each.
 
-A group is the G outputs of one question. Where all of a group are equal, it has nothing to say:
-its advantages are exactly 0.
+A group is the G outputs of one question. Where all of a group are equal, but for rounding, it has
+nothing to say: its advantages are exactly 0.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from limbeck.train.signals import are_equal
 
 Table = NDArray[np.float64]  # (groups, G)
 
@@ -22,7 +24,7 @@ def z_score(rewards: Table) -> Table:
 
 def mean_only(rewards: Table) -> Table:
     """r - mean of the group: Dr. GRPO, arXiv:2503.20783."""
-    is_equal = rewards.min(1, keepdims=True) == rewards.max(1, keepdims=True)
+    is_equal = np.array([are_equal(group) for group in rewards.tolist()], bool)[:, None]
     return np.where(is_equal, 0.0, rewards - rewards.mean(1, keepdims=True))
 
 

@@ -79,7 +79,8 @@ class TrainingConfig(StageConfig):
     num_tokens: PositiveInt | None = None
     """A budget: stop once so many tokens, prompts included, have been trained on, or"""
     num_flops: PositiveFloat | None = None
-    """once so many FLOPs have been spent on training, and on whatever wrote or scored for it."""
+    """once so many FLOPs have been spent on training, and on whatever wrote or scored for it; the
+    reading of a reward model and looks at validation problems are not counted."""
     charge: list[TracesPath] = []
     """Tables of traces whose writing the budget num_flops pays for, too."""
     context: PositiveInt | None = None

@@ -46,9 +46,12 @@ class PolicyLoss:
 
     def __call__(self, logp: Tensor, entropy: Tensor, tok: Tokens) -> Tensor:
         loss = self.objective(logp, tok)
-        if loss.shape != logp.shape:
-            what = f"gives {[*loss.shape]} for log-probabilities {[*logp.shape]}"
+        if not isinstance(loss, Tensor) or loss.shape != logp.shape:
+            given = [*loss.shape] if isinstance(loss, Tensor) else repr(loss)
+            what = f"gives {given} for log-probabilities {[*logp.shape]}"
             raise UserError("objective", what, "give one number for each token")
+        if logp.requires_grad and not loss.requires_grad:
+            raise UserError("objective", "has no gradient: it does not read logp", "let it read it")
         if "correction" in tok.columns:
             loss = loss * tok.columns["correction"]
         self._note("entropy", entropy, tok)

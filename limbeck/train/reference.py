@@ -23,7 +23,8 @@ class Reference:
     """A frozen copy of the policy, adapters added up, taken anew every so many steps (None: once).
 
     The copies lie under `reference` in the stage's folder for as long as a checkpoint may need
-    them: whoever resumes is compared with the very same. `temperature` divides the logits, as it
+    them: whoever resumes is compared with the very same, for which the hash in a copy's name
+    vouches. `temperature` divides the logits, as it
     does the policy's.
     """
 
@@ -67,8 +68,9 @@ class Reference:
         """The step whose policy is the reference at this step."""
         return 0 if self.every_steps is None else step - step % self.every_steps
 
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:06d}.safetensors"
+    def _copies(self, step: int) -> list[Path]:
+        """The copy of a step; for a moment there are two, if it is taken again."""
+        return [*self.folder.glob(f"step-{step:06d}-*.safetensors")]
 
     def _take(self, step: int) -> None:
         weights = adapters.plain_weights(self.training.student)
@@ -77,25 +79,37 @@ class Reference:
             self.folder.mkdir(exist_ok=True)
             aside = self.folder / f".step-{step:06d}.writing"
             save_file({name: weight.clone() for name, weight in weights.items()}, aside)
-            store.commit(aside, self._path(step))
+            path = self.folder / f"step-{step:06d}-{store.hash_file(aside)[:16]}.safetensors"
+            store.commit(aside, path)
+            for other in self._copies(step):
+                if other != path:
+                    other.unlink()
         processes.gather(None)  # nobody reads before it is there
         store.failpoint(f"{self.training.out.name}.reference-{step}")
 
     def _sweep(self) -> None:
         """Removes what no checkpoint needs; to one at which a copy is taken it is taken again."""
         steps = [int(path.name[5:]) for path in self.training.checkpoints.glob("step-*")]
-        needed = {self._path(self._taken(step)) for step in steps}
+        needed = {path for step in steps for path in self._copies(self._taken(step))}
         for path in self.folder.glob("step-*"):
             if path not in needed:
                 path.unlink()
 
     def _load(self, step: int) -> TokenModel:
-        config, path = self.training.config, self._path(step)
-        if not path.exists():
-            raise UserError(str(path), "is missing", "start the stage anew with --redo")
+        config, path = self.training.config, self._whole(step)
         place = "cpu" if processes.num() > 1 else self.training.out.machine.device
         plain = models.load_model(config.model, "float32", place, config.context, config.rope_theta)
         plain.load_state_dict(load_file(path))
         model = TokenModel(plain).requires_grad_(False).eval()
         models.shard(model)
         return model
+
+    def _whole(self, step: int) -> Path:
+        """The copy of a step, as it was written."""
+        way_out = f"restore it, or start the stage anew with --redo {self.training.out.name}"
+        path = next(iter(self._copies(step)), None)
+        if path is None:
+            raise UserError(str(self.folder), f"lacks the copy of step {step:,}", way_out)
+        if not path.stem.endswith(store.hash_file(path)[:16]):
+            raise UserError(str(path), "changed on disk since it was written", way_out)
+        return path

@@ -39,6 +39,12 @@ class Answered(NamedTuple):
     parts: Mapping[str, Sequence[float | None]]
 
 
+def are_equal(rewards: Sequence[float]) -> bool:
+    """Whether a group's rewards differ by no more than a model's rounding: 1e-6, or, of rewards
+    beyond 1, that share of the largest."""
+    return max(rewards) - min(rewards) <= 1e-6 * max(1.0, *map(abs, rewards))
+
+
 def signals(groups: Sequence[Answered]) -> dict[str, Any]:
     """Means over all answers of a round, and shares of its groups. What has no value is left out.
 
@@ -56,7 +62,7 @@ def signals(groups: Sequence[Answered]) -> dict[str, Any]:
         "reward": fmean(reward for group in groups for reward in group.rewards),
         "rewards": _parts(groups),
         "correct": fmean(verdict.correct is True for verdict in verdicts),
-        "no_signal": fmean(len(set(group.rewards)) == 1 for group in groups),
+        "no_signal": fmean(are_equal(group.rewards) for group in groups),
         "all_right": fmean(all(v.correct is True for v in g.verdicts) for g in groups),
         "all_wrong": fmean(not any(v.correct is True for v in g.verdicts) for g in groups),
         "identical": fmean(_is_identical(group) for group in groups),

@@ -55,10 +55,19 @@ def test_equal_rewards_say_exactly_nothing(function: Any) -> None:
     assert not function(np.array([[0.3], [0.7]])).any()  # groups of one
 
 
+@pytest.mark.parametrize("function", ALL)
+def test_what_differs_by_rounding_says_exactly_nothing(function: Any) -> None:
+    sums = [0.1 + 0.2, 0.3, 0.3, 0.1 + 0.2]
+    read_in_batches = [-0.42, -0.42 + 3e-8, -0.42, -0.42 - 6e-8]
+    large = [4e5, 4e5 + 0.03, 4e5, 4e5]
+    rewards = np.array([sums, read_in_batches, large, [0.0, 0.0, 1.0, 1.0]])
+    assert [*function(rewards).any(1)] == [False, False, False, True]
+
+
 def test_a_small_difference_is_blown_up_by_z_scores_alone() -> None:
-    rewards = np.array([[0.0, 0.0, 0.0, 1e-6], [0.0, 1.0, 0.0, 1.0]])
+    rewards = np.array([[0.0, 0.0, 0.0, 1e-5], [0.0, 1.0, 0.0, 1.0]])
     assert z_score(rewards)[0, 3] == pytest.approx(1.5)
-    assert batch_std(rewards)[0, 3] == pytest.approx(0.75e-6 / rewards.std(ddof=1))
+    assert batch_std(rewards)[0, 3] == pytest.approx(0.75e-5 / rewards.std(ddof=1))
 
 
 def trls(rewards: Table, method: str, **options: Any) -> Table:

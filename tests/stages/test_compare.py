@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from limbeck import store, tables
 from limbeck.errors import UserError
@@ -20,6 +22,57 @@ def score(problem: str, num_correct: int, metric: str = "pass_at_1") -> dict[str
         "prompt_tokens": 8, "completion_tokens": 20, "flops": 100.0,
         "value": num_correct / 4, "weight": 1.0,
     }  # fmt: skip
+
+
+def judged(shares: np.ndarray) -> list[dict[str, Any]]:
+    return [score(f"p{n}", round(4 * share)) | {"value": share} for n, share in enumerate(shares)]
+
+
+def seeds_of_a_method(drawn: np.random.Generator, difficulty: np.ndarray) -> list[Any]:
+    """Score rows of three trainings, whose abilities have a spread of 3.6 points."""
+    ability = drawn.normal(0, 0.2, (3, 1)) + drawn.normal(0, 0.7, (3, len(difficulty)))
+    shares = drawn.binomial(8, 1 / (1 + np.exp(-difficulty - ability))) / 8
+    return [judged(each) for each in shares]
+
+
+def test_equally_good_methods_are_seldom_told_apart():
+    """Where seeds and problems spread alike, theory says 9 % for the two tests together at 5 %."""
+    drawn, verdicts, of_these = np.random.default_rng(0), [], []
+    for _ in range(100):
+        difficulty = drawn.normal(0, 1.5, 300)
+        seeds = {name: seeds_of_a_method(drawn, difficulty) for name in "ab"}
+        pooled = {name: compare.pooled(runs, name) for name, runs in seeds.items()}
+        (row,) = compare.tests(pooled, ["a", "b"], "pass_at_1", seeds)
+        verdicts.append(row["verdict"] != "not distinguishable")
+        of_these.append(row["p_of_these"] < 0.05)
+    assert sum(verdicts) <= 10
+    assert sum(of_these) >= 30, "these trainings do differ, but that says nothing of the methods"
+
+
+def test_a_pair_is_tested_over_seeds_too(tmp_path):
+    half = [2] * 40
+    far = [scores(tmp_path / f"far{n}", *([4] * (38 + n)), *([2] * (2 - n))) for n in range(3)]
+    near = [scores(tmp_path / f"near{n}", *([4] * 9 * n), *([2] * (40 - 9 * n))) for n in range(3)]
+    plain = scores(tmp_path / "plain", *half)
+    found = compared(
+        tmp_path / "x",
+        scores={"far": far, "near": near, "plain": plain},
+        pairs=[["far", "plain"], ["near", "plain"], ["far", "near"], ["plain", "plain"]],
+    )
+    clear, unsure, both, single = found["tests"]
+    assert clear["seeds"] == pytest.approx([38 / 80, 39 / 80, 40 / 80])
+    assert clear["verdict"] == "a better" and 0 < clear["low"] < clear["high"] <= 1
+    assert unsure["difference"] == pytest.approx(9 / 80)
+    assert unsure["p_of_these"] < 0.001 < 0.05 < unsure["p"]
+    assert unsure["verdict"] == "not distinguishable" and unsure["low"] < 0 < unsure["high"]
+    assert both["seeds"] == pytest.approx([38 / 80, 30 / 80, 22 / 80])
+    assert "seeds" not in single and "p_of_these" not in single
+
+
+def test_pairs_of_unlike_many_seeds_are_refused():
+    several = {"two": ["1", "2"], "three": ["1", "2", "3"]}
+    with pytest.raises(ValidationError, match="have 2 and 3 seeds; give both as many"):
+        compare.Config(scores=several, pairs=[["two", "three"]])
 
 
 def scores(folder: Path, *num_correct: int) -> str:
@@ -87,6 +140,13 @@ def test_budgets_stand_side_by_side_with_and_without_the_teacher(tmp_path):
     assert other["share_of_flops_with_teacher"] == pytest.approx(4 / 6)
 
 
+def test_answers_that_a_training_wrote_were_not_paid_for(tmp_path):
+    learned = finished(tmp_path / "grpo", flops=2e9)
+    arm = compare.Arm(models=[learned], traces=[str(tmp_path / "grpo" / "rollouts")])
+    (row,) = compare.budgets({"grpo": arm})
+    assert (row["paid_tokens"], row["teacher_flops"]) == (0, 2e9)
+
+
 def chosen(folder: Path, **trials: tuple[str, str]) -> dict[str, Any]:
     folder.mkdir()
     named = {name: {"model": model, "scores": at} for name, (model, at) in trials.items()}
@@ -117,8 +177,28 @@ def test_the_best_trial_becomes_the_model_and_all_are_listed(tmp_path):
 def test_trials_with_other_problems_are_refused(tmp_path):
     one = model(tmp_path / "m1", "one"), scores(tmp_path / "a", 1, 0, 2)
     two = model(tmp_path / "m2", "two"), scores(tmp_path / "b", 4, 0)
-    with pytest.raises(UserError, match="different numbers of problems"):
+    with pytest.raises(UserError, match="different problems"):
         chosen(tmp_path / "x", one=one, two=two)
+    rows = [score(f"q{n}", 4) for n in range(3)]
+    tables.write_part(tmp_path / "c" / "scores", tables.to_table("scores", rows))
+    other = two[0], str(tmp_path / "c" / "scores")
+    with pytest.raises(UserError, match="different problems"):
+        chosen(tmp_path / "y", one=one, other=other)
+
+
+def test_nobody_is_chosen_by_what_is_better_the_lower_it_is():
+    with pytest.raises(ValidationError, match="nll is better the lower it is; choose by pass_at_1"):
+        choose.Config(trials={"one": {"model": "m", "scores": "s"}}, metric="nll")
+
+
+def test_a_reward_on_one_problem_has_no_interval(tmp_path):
+    rows = [score("p0", 4, "my_reward") | {"value": 7.5}]
+    tables.write_part(tmp_path / "scores", tables.to_table("scores", rows))
+    trial = {"model": model(tmp_path / "m", "one"), "scores": str(tmp_path / "scores")}
+    out = StageFolder(tmp_path / "x", "choose")
+    out.path.mkdir()
+    choose.run(choose.Config(trials={"one": trial}, metric="my_reward"), out)
+    assert "7.50, chosen" in (out.path / "log.txt").read_text()
 
 
 def test_a_budget_of_a_stage_that_tells_none_is_a_mistake(tmp_path):

@@ -48,6 +48,10 @@ def only_of_odd(problem: Problem, trace: Trace, verdict: Verdict) -> float:
     return trace.index % 4 + 0.1 if int(problem.answer) % 2 else 1.0
 
 
+def always_another(problem: Problem, trace: Trace, verdict: Verdict) -> float:
+    return float(trace.index % 4)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a newborn `model` and ten `problems`."""
@@ -244,8 +248,8 @@ def test_the_reference_follows(world: Path, tmp_path: Path) -> None:
     assert [value == 0 for value in kl] == [step % 3 == 0 for step in range(7)]
     assert min(value for value in kl if value) > 1e-6
     # Those that the two checkpoints left may need, 6 and 7; no others.
-    kept = sorted(path.name for path in (tmp_path / "reference").iterdir())
-    assert kept == ["step-000003.safetensors", "step-000006.safetensors"]
+    kept = sorted(path.name[:11] for path in (tmp_path / "reference").iterdir())
+    assert kept == ["step-000003", "step-000006"]
     assert set(grpo.SCRATCH) == {"checkpoints", "reference", "own"}
 
 
@@ -294,6 +298,41 @@ def test_a_round_that_rotted_is_made_again(world: Path, tmp_path: Path) -> None:
         assert store.hash_tree(found / table) == store.hash_tree(wanted / table)
 
 
+def test_a_round_behind_a_lost_one_is_refused(world: Path, tmp_path: Path) -> None:
+    learn(config(world, num_steps=2), tmp_path)
+    next((tmp_path / "rollouts").glob("part-00000-*")).unlink()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"rollouts: lacks the part of round 1; .*--redo grpo"):
+            learn(config(world), tmp_path)
+    assert not tables.parts(tmp_path / "rollouts")
+    assert len(tables.parts(tmp_path / "verdicts")) == 1
+
+
+@pytest.mark.parametrize("table", ["rollouts", "verdicts", "rewards"])
+def test_what_rotted_in_the_middle_of_a_round_is_told(
+    world: Path, tmp_path: Path, table: str
+) -> None:
+    learn(config(world, num_steps=1), tmp_path)
+    part = next((tmp_path / table).glob("part-00000-*"))
+    part.write_bytes(part.read_bytes()[:-9] + b"something")
+    with pytest.raises(UserError, match=r"changed on disk since it was written; .*--redo grpo"):
+        learn(config(world, num_steps=2), tmp_path)
+
+
+@pytest.mark.parametrize("num_bytes", [400, 3000])
+def test_a_reference_that_rotted_is_told(world: Path, tmp_path: Path, num_bytes: int) -> None:
+    settings = config(world, kl=0.1, reference_steps=3, num_steps=1)
+    learn(settings, tmp_path)
+    copy = next((tmp_path / "reference").iterdir())
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[:-num_bytes] + (bytes(num_bytes) if num_bytes == 400 else b""))
+    with pytest.raises(UserError, match=r"changed on disk since it was written; .*--redo grpo"):
+        learn(settings.model_copy(update={"num_steps": 2}), tmp_path)
+    copy.unlink()
+    with pytest.raises(UserError, match=r"reference: lacks the copy of step 0; .*--redo grpo"):
+        learn(settings.model_copy(update={"num_steps": 2}), tmp_path)
+
+
 # -- beside the loop ------------------------------------------------------------------------------
 
 
@@ -327,6 +366,14 @@ def test_a_budget_of_flops_counts_the_rollouts(world: Path, tmp_path: Path) -> N
     assert said["flops"] >= 2e8 > said["flops"] - 2 * spent["train"] / said["num_steps"]
 
 
+def test_a_budget_that_a_round_goes_beyond_is_told(world: Path, tmp_path: Path) -> None:
+    said = learn(config(world, num_steps=None, num_flops=1e6, kl=0.0), tmp_path / "small")
+    assert said["over_budget"] == pytest.approx(said["flops"] / 1e6 - 1) and said["flops"] > 1.02e6
+    log = (tmp_path / "small" / "log.txt").read_text()
+    assert "more than num_flops" in log and "take smaller rounds" in log
+    assert "over_budget" not in learn(config(world, num_steps=1, kl=0.0), tmp_path / "steps")
+
+
 def test_a_template_is_saved_with_the_model(world: Path, tmp_path: Path) -> None:
     settings = config(world, template="r1_zero", context=1024, num_steps=2)
     learn(settings, tmp_path)
@@ -342,6 +389,58 @@ def test_a_template_is_saved_with_the_model(world: Path, tmp_path: Path) -> None
 def test_questions_without_room_are_told(world: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="of 6 questions 0 have room in the student"):
         learn(config(world, template="r1_zero"), tmp_path)
+
+
+def test_questions_without_room_are_no_signal(world: Path, tmp_path: Path) -> None:
+    told = [(f"{i} + 0?", str(i)) for i in range(6)] + [("9 + 0? " * 40, "9")] * 1
+    problems = [make_problem(*pair, verifier="number") for pair in told]
+    tables.write_part(tmp_path / "problems", tables.to_table("problems", problems))
+    rewards = [f"{__name__}:always_another"]
+    settings = config(
+        world, problems=str(tmp_path / "problems"), rewards=rewards, num_steps=1, refill=1,
+        questions_per_step=7, steps_per_round=1,
+    )  # fmt: skip
+    learn(settings, tmp_path / "out")
+    (step,) = steps(tmp_path / "out")
+    assert step["no_signal"] == 0 and step["refilled"] == 1 and step["mean_length"] > 1
+    assert step["reward"] == 1.5 and len(rows(tmp_path / "out", "rollouts")) == 8 * 4
+    assert "1 questions have no room, left out" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_domains_that_no_problem_has_are_told_before_anything_is_asked(
+    world: Path, tmp_path: Path
+) -> None:
+    rewards = [{"reward": "correct", "domains": ["mthematics"]}]
+    with pytest.raises(UserError, match="no problem is of the domains 'mthematics'"):
+        learn(config(world, rewards=rewards), tmp_path)
+    assert not (tmp_path / "rollouts").exists()
+
+
+def test_a_problem_that_stands_there_twice_is_counted_once(world: Path, tmp_path: Path) -> None:
+    problems = tables.read_problems(world / "problems")[:2]
+    twice = tables.to_table("problems", problems + problems[:1])
+    tables.write_part(tmp_path / "problems", twice)
+    learn(config(world, problems=str(tmp_path / "problems"), num_steps=1), tmp_path / "out")
+    assert " 2 problems," in (tmp_path / "out" / "log.txt").read_text()
+
+
+def flat(logp: Any, tok: Any) -> Any:
+    """An objective that does not look at what it is to change."""
+    return torch.zeros_like(logp)
+
+
+def silent(logp: Any, tok: Any) -> None:
+    """An objective that forgets to say anything."""
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("flat", "has no gradient"), ("silent", "gives None for log-prob")]
+)
+def test_objectives_that_teach_nothing_are_told(
+    world: Path, tmp_path: Path, name: str, what: str
+) -> None:
+    with pytest.raises(UserError, match=f"objective: {what}"):
+        learn(config(world, objective=f"{__name__}:{name}", kl=0.0), tmp_path)
 
 
 def test_the_best_student_by_its_answers_becomes_the_model(world: Path, tmp_path: Path) -> None:

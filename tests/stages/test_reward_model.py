@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from limbeck import chat, models, newborn, outside, store
+from limbeck import chat, models, newborn, outside, store, tables
 from limbeck.errors import UserError
 from limbeck.folder import Machine, StageFolder
 from limbeck.problems import make_problem
@@ -153,6 +153,17 @@ def test_the_reward_scores_as_it_was_measured(trained: tuple[Path, dict[str, Any
     assert right == told["heldout"]["accuracy"]["value"]
     thought_otherwise = [row["chosen"].replace("<think>", "<think>apples ") for row in rows]
     assert scores(out / "model", rows, thought_otherwise) == better, "it reads the summary alone"
+
+
+def test_the_same_answer_earns_the_same_to_the_bit(
+    trained: tuple[Path, dict[str, Any]],
+) -> None:
+    row, lengths = pairs(range(1))[0], [1, 9, 2, 7, 3, 5, 4, 6, 8]
+    others = [" ".join(WORDS[:1] * num) for num in lengths]
+    texts = [row["chosen"], *others, *[row["chosen"]] * 4, *others]
+    found = scores(trained[0] / "model", [row] * len(texts), texts)
+    assert len({found[0], *found[10:14]}) == 1
+    assert found[1:10] == found[14:]
 
 
 def test_plain_transformers_gives_the_same_numbers(trained: tuple[Path, dict[str, Any]]) -> None:
@@ -359,6 +370,9 @@ def test_rows_that_are_none(world: Path, tmp_path: Path) -> None:
     write(tmp_path / "labelled.jsonl", wrong)
     with pytest.raises(UserError, match=r"row 1: is no labelled answer.*let safe be true or false"):
         train(config(world, labelled=str(tmp_path / "labelled.jsonl")), tmp_path / "out")
+    tables.write_part(tmp_path / "none", tables.to_table("pairs", []))
+    with pytest.raises(UserError, match="none: is empty; give a table with rows"):
+        train(config(world, heldout=str(tmp_path / "none")), tmp_path / "out")
     with pytest.raises(UserError, match="400 of its 400 rows are trained on"):
         train(config(world, heldout=str(world / "pairs.jsonl")), tmp_path / "out")
 

@@ -59,7 +59,8 @@ def made(path, cases):
     for number, (problem, (_, text, finish, right)) in enumerate(zip(problems, cases, strict=True)):
         reason = {True: "correct", False: "wrong", None: "error"}[right]
         traces.append(Trace(f"t{number}", problem.id, 0, text, finish, "zero"))
-        verdicts.append(Verdict(f"t{number}", right, "8", reason))
+        extracted = text.rpartition("</think>")[2]
+        verdicts.append(Verdict(f"t{number}", right, extracted, reason))
     for kind, rows in {"problems": problems, "traces": traces, "verdicts": verdicts}.items():
         tables.write_part(path / kind, tables.to_table(kind, rows))
     paths = {kind: str(path / kind) for kind in ("problems", "traces", "verdicts")}
@@ -123,6 +124,44 @@ def test_each_fault_has_its_name_and_the_accounts_add_up(tmp_path):
     assert [v.trace_id for v in verdicts] == [t.id for t in kept]
     assert kept[0].text == "<think>3 plus 5 is 8.</think>This is \\boxed{8}."
     assert len(ASKED) == 11  # what cannot be rewritten is not paid for
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "<thinking>x</thinking><summary>" * 20_000,
+        "<thinking>" * 50_000,
+        "<thinking>x</thinking>" + " " * 200_000 + "<summary>" + "</thinking> <summary>" * 9_000,
+        "<thinking>a</thinking><summary>b</summary>" * 9_000,
+        "<thinking>a</thinking> and <summary>b</summary>",
+        "<thinking>a</thinking><summary>b</summary> x",
+        "<summary>b</summary>",
+        "",
+    ],
+)
+def test_a_reply_that_loops_is_read_once(reply):
+    """An expression that goes back would be at these for hours."""
+    raw = rewrite.Raw(
+        make_problem("3 + 5?", "8", verifier="number"),
+        Trace("t", "p", 0, RAW, "stop", "zero"),
+        Verdict("t", True, "8", "correct"),
+    )
+    written = Trace("r", "p", 0, reply, "stop", "scripted")
+    assert rewrite.rewritten(raw, written, None, "n") == "unparsed_reply"
+
+
+def test_a_wrong_answer_stays_the_wrong_answer_that_it_was(tmp_path):
+    words = ("seven", "nine", "spaced")
+    cases = [(f"How much is {word}?", RAW.replace("8", "7"), "stop", False) for word in words]
+    config, _ = made(tmp_path, cases)
+    REPLIES.update(
+        seven=(GOOD.replace("8", "7"), "stop"),
+        nine=(GOOD.replace("8", "9"), "stop"),
+        spaced=(GOOD.replace("8", "7").replace("{7}", "{ 7 }"), "stop"),
+    )
+    out = folder(tmp_path)
+    rewrite.run(config, out)
+    assert [*decisions(out).values()] == [None, "other_answer", None]
 
 
 def test_nothing_that_was_paid_for_is_asked_again(tmp_path):
