@@ -86,12 +86,34 @@ def test_an_engine_that_knows_no_dtype_writes_rollouts(tmp_path):
     learning = {
         "model": "Qwen/Qwen2.5-Math-1.5B",
         "problems": "./collect/problems",
-        "engine": {"name": "openai", "model": "gpt"},
+        "engine": "worked",
         "num_steps": 2,
     }
     collect = {"num": 10, "source": {"name": "reasoning_gym", "tasks": {"gcd": {}}}}
     found = estimate({"collect": collect, "grpo": learning})
     assert stage(found, "grpo").flops > 0
+
+
+@pytest.mark.parametrize("verb", ["sft", "grpo"])
+def test_what_is_charged_leaves_less_to_train_with(verb):
+    model = "Qwen/Qwen2.5-Math-1.5B"
+    problems, engine = "./collect/problems", {"name": "local", "model": model}
+    reads = {"sft": {"data": "./curate/dataset"}, "grpo": {"problems": problems}}[verb]
+    earlier = {
+        "collect": {"num": 10, "source": {"name": "reasoning_gym", "tasks": {"gcd": {}}}},
+        "sample": {"problems": problems, "engine": engine, "num_samples": 4},
+        "verify": {"problems": problems, "traces": "./sample/traces"},
+        "curate": {
+            "problems": problems,
+            "traces": "./sample/traces",
+            "verdicts": "./verify/verdicts",
+        },
+    }
+    for share, left in ((0.25, 0.75), (2.0, 0.0)):
+        spent = stage(estimate(earlier), "sample").flops
+        told = {"model": model, "num_flops": spent / share, "charge": ["./sample/traces"], **reads}
+        found = estimate({**earlier, verb: told})
+        assert stage(found, verb).flops == pytest.approx(left * spent / share)
 
 
 def test_a_training_by_hand():

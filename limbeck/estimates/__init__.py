@@ -133,6 +133,7 @@ def estimate(steps: Sequence[Step], machine: Machine) -> Estimates:
         unknown = Work(unknown=(f"what {stage.verb} computes",))
         work = reckon(stage.config, given) if reckon else unknown
         given.tables |= {f"./{stage.name}/{name}": n for name, n in work.tables.items()}
+        given.flops |= dict.fromkeys((f"./{stage.name}/{name}" for name in work.tables), work.flops)
         if work.model is not None:
             given.models[f"./{stage.name}/model"] = work.model
         found.append(_estimate(step, work, machine, device))
@@ -148,7 +149,7 @@ def _estimate(step: Step, work: Work, machine: Machine, device: Device | None) -
     )
     price = nan if machine.price_per_hour is None else machine.price_per_hour
     rented = seconds / HOUR * machine.devices * price if seconds else 0.0
-    flops = sum(effort.flops for effort in work.efforts)
+    flops = work.flops
     notes = [f"unknown: {what}" for what in work.unknown]
     if isnan(flops):
         what = "how large its model is" if _is_unknown(work) else "how many rows it reads"

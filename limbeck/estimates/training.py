@@ -42,7 +42,7 @@ def grpo(config: Any, given: Given) -> Work:
     own, where there are any, and trained on."""
     shape, length = given.model(config.model), given.length(config.max_tokens)
     each = config.questions_per_step * config.num_samples * length
-    tokens = _steps(config, shape, each) * each
+    tokens = _steps(config, given, shape, each) * each
     dtype = config.engine.knobs.get("dtype", "float32") if config.engine else "float32"
     efforts = (
         Effort("writing", forward_flops(shape, tokens), dtype, spread=config.engine is not None),
@@ -79,18 +79,23 @@ def _trained(config: Any, given: Given, shape: Shape) -> float:
     if config.num_tokens is not None:
         return float(config.num_tokens)
     if config.num_flops is not None:
-        return config.num_flops / config.training_flops(1, 1) / shape.num_active
+        return _left(config, given) / config.training_flops(1, 1) / shape.num_active
     return config.num_epochs * given.table(config.data).total
 
 
-def _steps(config: Any, shape: Shape, each: float) -> float:
+def _left(config: Any, given: Given) -> float:
+    """Of a budget of FLOPs what others' writing leaves; NaN where nobody knows what that takes."""
+    return max(config.num_flops - sum(map(given.flops_of, config.charge)), 0.0)
+
+
+def _steps(config: Any, given: Given, shape: Shape, each: float) -> float:
     if config.num_steps is not None:
         return float(config.num_steps)
     if config.num_tokens is not None:
         return config.num_tokens / each
     forward = ledger.forward_flops(1, 1)
     per_token = config.training_flops(1, 1) + forward * (1 + _num_readers(config))
-    return config.num_flops / (per_token * shape.num_active * each)
+    return _left(config, given) / (per_token * shape.num_active * each)
 
 
 def _num_readers(config: Any) -> int:

@@ -65,6 +65,11 @@ class Work:
     tables: Mapping[str, Amount] = field(default_factory=dict)
     model: Shape | None = None
 
+    @property
+    def flops(self) -> float:
+        """Of all its efforts."""
+        return sum(effort.flops for effort in self.efforts)
+
 
 @dataclass
 class Given:
@@ -73,6 +78,7 @@ class Given:
     mean_tokens: int
     tables: dict[str, Amount] = field(default_factory=dict)
     models: dict[str, Shape] = field(default_factory=dict)
+    flops: dict[str, float] = field(default_factory=dict)
 
     def table(self, path: str) -> Amount:
         return self.tables.get(path, Amount())
@@ -80,6 +86,13 @@ class Given:
     def model(self, path: str) -> Shape:
         """Of `./stage/model`, a folder or a Hub name."""
         return self.models.get(path, UNKNOWN) if path.startswith("./") else of_model(path)
+
+    def flops_of(self, path: str) -> float:
+        """What the stage that writes a table takes, or took elsewhere."""
+        if path.startswith("./"):
+            return self.flops.get(path, nan)
+        told = ledger.flops_of(path)
+        return nan if told is None else told
 
     def length(self, max_tokens: int) -> int:
         """Tokens of an answer: the assumed mean, where it may be so long."""
