@@ -20,6 +20,7 @@ from limbeck import chat, models, newborn, outside, store, tables
 from limbeck.errors import UserError
 from limbeck.folder import Machine, StageFolder
 from limbeck.problems import make_problem
+from limbeck.rewards import model
 from limbeck.rewards import reward_model as reward
 from limbeck.stages import reward_model
 from limbeck.train.batch import Tokens
@@ -155,15 +156,17 @@ def test_the_reward_scores_as_it_was_measured(trained: tuple[Path, dict[str, Any
     assert scores(out / "model", rows, thought_otherwise) == better, "it reads the summary alone"
 
 
-def test_the_same_answer_earns_the_same_to_the_bit(
-    trained: tuple[Path, dict[str, Any]],
+def test_what_is_there_several_times_is_read_once(
+    trained: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row, lengths = pairs(range(1))[0], [1, 9, 2, 7, 3, 5, 4, 6, 8]
-    others = [" ".join(WORDS[:1] * num) for num in lengths]
-    texts = [row["chosen"], *others, *[row["chosen"]] * 4, *others]
+    read: list[int] = []
+    batches = model._batches
+    monkeypatch.setattr(model, "_batches", lambda *told: read.extend(told[0]) or batches(*told))
+    row, others = pairs(range(1))[0], [" ".join(WORDS[:num]) for num in (1, 9, 4, 12)]
+    texts = [row["chosen"], *others, *[row["chosen"]] * 4, *others[::-1]]
     found = scores(trained[0] / "model", [row] * len(texts), texts)
-    assert len({found[0], *found[10:14]}) == 1
-    assert found[1:10] == found[14:]
+    assert len(read) == 5 and len({found[0], *found[5:9]}) == 1
+    assert found[1:5] == found[:8:-1] and len(set(found)) == 5
 
 
 def test_plain_transformers_gives_the_same_numbers(trained: tuple[Path, dict[str, Any]]) -> None:
