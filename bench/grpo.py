@@ -12,7 +12,7 @@ less than this machine's noise). A static cache does not run under its bf16 and 
 without; continuous batching is slower. Weights that are bfloat16 themselves are 10 % quicker at 11M
 parameters, but too coarse for a learning rate of 1e-6: that is another training.
 
-    python bench/grpo.py           # everything, some 15 minutes
+    python bench/grpo.py           # everything, some 6 minutes
     python bench/grpo.py --quick   # tiny alone, two rounds instead of five, 70 % of the targets
 """
 

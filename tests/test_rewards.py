@@ -280,13 +280,14 @@ def test_a_sum_that_is_no_finite_number_is_told():
 
 
 def test_domains_that_no_problem_has_are_told():
-    told = chosen("correct", {"reward": "format", "domains": ["sums", "smus", "code"]})
+    told = chosen("correct", {"reward": "format", "domains": ["smus", "code"]})
     with pytest.raises(UserError) as refused:
         check_domains(told, [PROBLEM], "grpo.rewards")
     assert "no problem is of the domains 'code', 'smus'; name some of these: 'sums'" in str(
         refused.value
     )
-    check_domains(told[:1], [PROBLEM], "grpo.rewards")
+    some = chosen("correct", {"reward": "format", "domains": ["sums", "code"]})
+    check_domains(some, [PROBLEM], "grpo.rewards")  # a part of the problems may lack a domain
 
 
 def test_a_reward_that_cannot_be_asked_is_refused():

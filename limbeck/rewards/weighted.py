@@ -83,12 +83,13 @@ def score(
 def check_domains(
     chosen: Sequence[WeightedReward], problems: Sequence[Problem], where: str
 ) -> None:
-    """UserError at `where` if a reward is only for domains of which there is no problem."""
+    """UserError at `where` if a reward is only for domains of which there is no problem at all."""
     known = {problem.domain for problem in problems}
-    if unknown := {name for each in chosen for name in each.domains or ()} - known:
-        what = f"no problem is of the domains {', '.join(map(repr, sorted(unknown)))}"
-        way_out = f"name some of these: {', '.join(map(repr, sorted(known)))}"
-        raise UserError(where, what, way_out)
+    for each in chosen:
+        if each.domains is not None and known.isdisjoint(each.domains):
+            what = f"no problem is of the domains {', '.join(map(repr, sorted(each.domains)))}"
+            way_out = f"name some of these: {', '.join(map(repr, sorted(known)))}"
+            raise UserError(where, what, way_out)
 
 
 def names(chosen: Sequence[WeightedReward]) -> list[str]:
