@@ -13,6 +13,7 @@ from limbeck.types import Problem, Request, Sampling, Trace
 from limbeck.verifiers.judging import Ask, judge_all
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from limbeck.engines.foreign import ForeignEngine
@@ -24,7 +25,8 @@ class Author:
 
     Adapters are written with as they will be saved: added to the weights that they adapt. `name`
     is what the traces are signed with, `batch_rows` how many texts are written at once; an `engine`
-    that can load weights writes in the place of the local one.
+    that can load weights writes in the place of the local one, which computes in `dtype`, by
+    default the student's.
     """
 
     def __init__(
@@ -34,13 +36,14 @@ class Author:
         name: str,
         batch_rows: int = 512,
         engine: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         from limbeck.train.adapters import num_parameters
 
         self.student, self.engine = student, engine
         self.name, self.num_parameters = name, num_parameters(student)
         if engine is None:
-            self.engine = _engine(student, tokenizer, name, batch_rows)
+            self.engine = _engine(student, tokenizer, name, batch_rows, dtype)
         else:
             self.refresh()
 
@@ -62,7 +65,11 @@ class Author:
 
 
 def _engine(
-    student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, batch_rows: int
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    batch_rows: int,
+    dtype: torch.dtype | None,
 ) -> LocalEngine | ForeignEngine:
     from limbeck.engines.decoder.weights import cannot_read
     from limbeck.engines.foreign import ForeignEngine
@@ -73,9 +80,13 @@ def _engine(
     model, device = student, student.device
     if not adapters.is_plain(student):
         model = adapters.plain_copy(student)
-    elif is_foreign:  # it would write with the student itself
+    elif is_foreign or dtype is not None:  # it would write with the student itself, or change it
         model = copy.deepcopy(student)
+    if is_foreign:
         model.set_attn_implementation("sdpa")
+    if dtype is not None:
+        for weight in model.parameters():  # and no buffer: rotary frequencies need their bits
+            weight.data = weight.data.to(dtype)
     kind = ForeignEngine if is_foreign else LocalEngine
     return kind(model, tokenizer, name=name, batch_rows=batch_rows, device=device)
 

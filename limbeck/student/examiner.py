@@ -74,7 +74,8 @@ class Examiner:
             what = f"{engine.name} cannot take the weights of a student in training"
             raise UserError("engine", what, "leave it out, or take vllm")
         name, rows = self.out.name, config.batch_rows
-        self.author = Author(training.student, training.tokenizer, name, rows, engine)
+        student, tokenizer, dtype = training.student, training.tokenizer, training.autocast
+        self.author = Author(student, tokenizer, name, rows, engine, dtype)
 
     def examine(self, first: int, num: int) -> list[Answered]:
         """So many questions from number `first` on, answered.
