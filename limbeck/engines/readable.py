@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from limbeck.engines.noise import CHECK_WORDS, CHINESE, ENGLISH, OPERATOR
+from limbeck.errors import UserError
 from limbeck.types import Generator, Request, Sampling, Trace
 
 ENGLISH_OF = {chinese: english for english, chinese in CHINESE.items() if english.isalpha()}
@@ -43,9 +44,12 @@ class Readable:
     costs_money: bool = False
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Trace]:
-        """One reply a request, in order."""
+        """One reply a request, in order. UserError for what no stage `rewrite` asks."""
         for request in requests:
             texts = request.problem.meta
+            if not {"thinking", "answer"} <= texts.keys():
+                what = "rewrites worked solutions, and answers no questions"
+                raise UserError("engine readable", what, "name it in a stage `rewrite`")
             yield Trace(
                 id=request.id,
                 problem_id=request.problem.id,

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from limbeck import chat, models
-from limbeck.engines import gold, local, openai, vllm, worked
+from limbeck.engines import gold, local, openai, readable, vllm, worked
 from limbeck.errors import UserError
 from limbeck.plugins import EngineChoice
 from limbeck.problems import make_problem
@@ -27,11 +27,13 @@ torch.set_num_threads(1)
 CAN = {
     "worked": set(),
     "gold": set(),
+    "readable": set(),
     "local": {"draw", "tokens", "whole", "score", "learn"},
     "openai": {"draw"},
     "vllm": {"draw", "tokens", "whole", "score", "learn"},
 }
 CONTEXT = 96
+RAW = {"thinking": "1+2=3", "answer": "3"}  # what there is to rewrite
 GREEDY = Sampling(temperature=0.0, max_tokens=16)
 DRAWS = [
     Sampling(1.0, 1.0, 12),
@@ -87,6 +89,8 @@ def connect(name, model, server):
             return worked.connect()
         case "gold":
             return gold.connect()
+        case "readable":
+            return readable.connect()
         case "local":
             return local.connect(model=str(model), device="cpu")
         case "openai":
@@ -110,7 +114,7 @@ def sums(num, samples=1):
     """Requests of ragged length that any engine can answer, the worked one included."""
     questions = [" + ".join(str(7 * i + j) for j in range(2 + i % 4)) for i in range(num)]
     problems = [
-        make_problem(f"{q} = ?", "0", verifier="exact", meta={"family": "chain_sum"})
+        make_problem(f"{q} = ?", "0", verifier="exact", meta={"family": "chain_sum", **RAW})
         for q in questions
     ]
     return [
@@ -302,6 +306,9 @@ def test_what_cannot_work_is_a_mistake_in_one_line(tmp_path, monkeypatch):
     broken = {
         "worked": lambda: list(
             worked.connect().generate([Request("r", strange, 0, 0)], Sampling())
+        ),
+        "readable": lambda: list(
+            readable.connect().generate([Request("r", strange, 0, 0)], Sampling())
         ),
         "local": lambda: local.connect(model=str(tmp_path / "none")),
         "openai": lambda: openai.connect(model="any", base_url="https://api.example.com/v1"),
