@@ -7,8 +7,9 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/limbeck run recipes/quickstart.yaml
 
+# One thread to each process of tests: more would fight for the same cores.
 test: .venv/installed-test
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

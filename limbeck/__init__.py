@@ -5,7 +5,7 @@ from typing import Any
 
 from limbeck.errors import UserError, UserErrors
 
-__all__ = ["UserError", "UserErrors", "open", "plan", "run"]
+__all__ = ["UserError", "UserErrors", "evaluate", "open", "plan", "run"]
 __version__ = "0.1.0"
 
 
@@ -15,7 +15,7 @@ for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # tell of what 
 
 def __getattr__(name: str) -> Any:
     """The Python interface, loaded when it is asked for, so that `--help` stays quick."""
-    if name in ("open", "plan", "run"):
+    if name in ("evaluate", "open", "plan", "run"):
         from limbeck import api
 
         return getattr(api, name)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from limbeck import ledger, progress, store
+from limbeck import ledger, processes, progress, store
 from limbeck.config import StageConfig
 
 Utilisation = Annotated[float, Field(gt=0, le=1)]
@@ -26,17 +26,24 @@ class Machine(StageConfig):
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """CPU threads; `auto` takes every core this process may use."""
     device_name: str | None = None
-    """What `plan` reckons with: H100, A100, RTX 4090 and others that it names;"""
+    """What `plan` reckons with: H100, A100, RTX 4090 and others that it names."""
     devices: PositiveInt = 1
-    """how many of them, and"""
+    """How many of them there are, or of machines without one. All are paid while a stage works."""
     price_per_hour: NonNegativeFloat | None = None
-    """what each costs an hour, in the currency of one's bill."""
+    """What each of them costs an hour, in the currency of one's bill."""
     training_utilisation: Utilisation = 0.3
     """The share of a device's peak that training reaches (Llama 3: 0.38 to 0.43, 2407.21783)."""
     writing_utilisation: Utilisation = 0.05
     """The share that writing reaches, which waits for memory and for the longest text."""
     mean_tokens: PositiveInt = 5355
     """Tokens of an answer, where `max_tokens` is not less (DeepSeek-R1's 800k rows, table 5)."""
+
+    def rent(self) -> ledger.Rent:
+        """What is held, and costs, for as long as a stage works."""
+        has_gpus = self.device == "cuda"
+        num = max(self.devices, processes.num_started() if has_gpus else 1)
+        price = None if self.price_per_hour is None else num * self.price_per_hour
+        return ledger.Rent(num if has_gpus else 0, price)
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class StageFolder:
         """Times a piece of work into `ledger.jsonl`."""
         if not self.leads:
             return nullcontext(defaultdict(float))
-        return ledger.account(self.path / "ledger.jsonl", work)
+        return ledger.account(self.path / "ledger.jsonl", work, self.machine.rent())
 
     @contextmanager
     def progress(self, total: float, unit: str) -> Iterator[Any]:

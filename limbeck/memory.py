@@ -14,11 +14,16 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's words
 
 
 def left(device: torch.device) -> int:
-    """Bytes that can still be taken on a device; on a CPU, as far as the system tells."""
+    """Bytes that can still be taken on a device."""
     if device.type == "cuda":
         import torch
 
         return torch.cuda.mem_get_info(device)[0]
+    return left_here()
+
+
+def left_here() -> int:
+    """Bytes that can still be taken of this machine's own memory, as far as the system tells."""
     told = Path("/proc/meminfo")
     if told.exists():
         lines = dict(line.split(":") for line in told.read_text().splitlines())

@@ -1,4 +1,4 @@
-"""Hugging Face models and tokenizers: load, save, hash, count; devices, and spreading over them."""
+"""Hugging Face models and tokenizers: load, save, hash, count."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -26,8 +27,9 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from limbeck import guard, newborn, processes, store
+from limbeck import chat, guard, newborn, packed, processes, store
 from limbeck.errors import UserError
+from limbeck.sharding import is_sharded, pick_device, plain_weights
 
 transformers_logging.disable_progress_bar()  # ours say how long; weights load in a moment
 # Nor its report of what a file lacks: we refuse that, or meant it.
@@ -60,12 +62,15 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 def load_model(
     source: str | Path,
-    dtype: str = "float32",
+    dtype: str | None = "float32",
     device: str = "cpu",
     context: int | None = None,
     rope_theta: float | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a folder or of a hub model; safetensors only, no foreign code.
+
+    Without a `dtype` it is as its files keep it. What stage quantize wrote, and others of its
+    format, is loaded as an ordinary model with the weights that the codes stand for.
 
     `context` and `rope_theta` overwrite the config's: a base made for 4k tokens learns 32k ones
     with a larger theta (Open-R1 takes 300,000 for Qwen2.5-Math). UserError for a missing folder
@@ -102,7 +107,7 @@ def load_reward_model(
 def _load(
     kind: Any,
     source: str | Path,
-    dtype: str,
+    dtype: str | None,
     context: int | None = None,
     rope_theta: float | None = None,
     **settings: Any,
@@ -115,22 +120,44 @@ def _load(
             name, revision=revision, trust_remote_code=False, **settings
         )
         _stretch(source, config, context, rope_theta)
-        _refuse_missing_weights(kind, source, name, config)
-        model, loading = kind.from_pretrained(
-            name,
-            revision=revision,
-            config=config,
-            dtype=_dtype(dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        wanted = _dtype(dtype) if dtype else config.dtype or torch.float32
+        if packed.is_packed(config):
+            model, loading = _from_codes(kind, source, name, config, wanted)
+        else:
+            _refuse_missing_weights(kind, source, guard.num_elements(Path(name)), config)
+            model, loading = kind.from_pretrained(
+                name,
+                revision=revision,
+                config=config,
+                dtype=wanted,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except UserError:
         raise
     except Exception as error:  # whatever a stranger's files make transformers stumble over
         raise _cannot_load(source, "model", error) from error
     _refuse_not_finite(source, model)
     return model, sorted(loading["missing_keys"])
+
+
+def _from_codes(
+    kind: Any, source: str | Path, folder: str, config: Any, dtype: torch.dtype
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """(an ordinary model of the weights that a folder keeps as codes, what transformers says)."""
+    weights = packed.read_dense(folder, dtype)
+    del config.quantization_config
+    _refuse_missing_weights(kind, source, sum(w.numel() for w in weights.values()), config)
+    with torch.device("meta"):
+        own = type(kind.from_config(config))  # Auto classes take no weights in the place of a name
+    model, loading = own.from_pretrained(
+        None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
+    )
+    model.name_or_path = model.config.name_or_path = folder  # adapters are added up from there
+    if (Path(folder) / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model, loading
 
 
 def _refuse_missing(source: str | Path, missing: list[str]) -> None:
@@ -140,23 +167,30 @@ def _refuse_missing(source: str | Path, missing: list[str]) -> None:
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes a Hugging Face folder aside, flushes it to disk and renames it into place.
 
-    Every process that holds a share of the model calls this; the first of them writes.
+    Its generation_config.json ends texts where the chat template ends a turn, too: other programs
+    stop by that file alone. Every process that holds a share of the model calls this; the first of
+    them writes. `weights` are written in the place of the model's own.
     """
     folder = Path(folder)
     kept = "cpu" if processes.leads() else "meta"
-    weights = plain_weights(model, kept) if is_sharded(model) else model.state_dict()
+    if weights is None:
+        weights = plain_weights(model, kept) if is_sharded(model) else model.state_dict()
     if not processes.leads():
         return
     check_finite(weights, str(folder))
+    _end_turns(model, tokenizer)
     aside = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     point = f"{folder.parent.name}.{folder.name}"
-    model.save_pretrained(aside, state_dict=weights)
+    model.save_pretrained(aside, state_dict=dict(weights))
     store.failpoint(f"{point}.weights")
     tokenizer.save_pretrained(aside)
     _sync([*aside.iterdir(), aside])
@@ -171,12 +205,29 @@ def save_model(
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _end_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    settings = getattr(model, "generation_config", None)  # a reward model has none
+    if settings is None or not tokenizer.chat_template:
+        return
+    eos = settings.eos_token_id
+    known = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    try:
+        end = chat.end_of_turn(tokenizer)
+    except UserError:  # nothing ends a turn; whoever trains on it is told
+        return
+    if end not in known:
+        settings.eos_token_id = [end, *known] if known else end
+
+
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """UserError that names the first tensor with a value that is not finite, before it is saved."""
     for name, tensor in tensors.items():
         own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if own.is_floating_point() and own.dtype.itemsize == 1:  # for which there is no isfinite
+            own = own.float()
         if not bool(torch.isfinite(own).all()):
-            raise UserError(where, f"{name} is not finite", "nothing was saved; lower the lr")
+            way_out = "nothing was saved; lower the lr, or take a wider dtype"
+            raise UserError(where, f"{name} is not finite", way_out)
 
 
 def hash_model(source: str | Path) -> str:
@@ -195,6 +246,22 @@ def hash_model(source: str | Path) -> str:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.name} {content}\n".encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def fetch(source: str | Path) -> Path:
+    """A model's folder, compared with its manifest; one on the hub is downloaded."""
+    return Path(_whole(source, CONTENT)[0])
+
+
+def folder_of(source: str | Path) -> Path | None:
+    """Where a model's files lie; None for a hub model of which nothing was downloaded."""
+    name, revision = _locate(source)
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (OSError, ValueError):
+        return None
 
 
 def num_parameters(model: nn.Module, embeddings: bool = True) -> int:
@@ -218,74 +285,6 @@ def flops_per_token(model: PreTrainedModel, context: float) -> float:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = config.num_hidden_layers * config.num_attention_heads * width * context
     return 2.0 * (sum(p.numel() for p in matrices) + head.numel()) + 4.0 * attention
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is the first accelerator, or the CPU. UserError for one that is not there."""
-    has_cuda = torch.cuda.is_available()
-    device = torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
-    is_there = {
-        "cuda": has_cuda and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not is_there.get(device.type, True):
-        raise UserError(f"device {name}", "this machine or this torch has none", "take auto or cpu")
-    return device
-
-
-def shard(model: nn.Module) -> None:
-    """Spreads a model over the processes that torchrun has started (FSDP2, arXiv:2304.11277).
-
-    Each decoder layer gathers its weights when its turn comes, the rest when `model` is called:
-    give the module whose `forward` uses every weight. Frozen weights are spread as well. Where a
-    process is alone nothing happens.
-    """
-    if processes.num() == 1:
-        return
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh(pick_device().type, (processes.num(),))
-    for layer in _decoder_layers(model):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-
-
-def is_sharded(model: nn.Module) -> bool:
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
-def plain_weights(model: nn.Module, device: str | None = None) -> dict[str, Tensor]:
-    """Its whole weights by name, tied ones the same tensor; of a sharded model, in every process.
-
-    All processes call this together. `device` is where they come to lie; None leaves them where
-    they are.
-    """
-    whole: dict[int, Tensor] = {}
-    weights = model.state_dict(keep_vars=True)
-    for tensor in weights.values():
-        if id(tensor) not in whole:
-            full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            whole[id(tensor)] = full.detach().to(device)
-    return {name: whole[id(tensor)] for name, tensor in weights.items()}
-
-
-def recompute_activations(model: PreTrainedModel) -> None:
-    """Gradient checkpointing (arXiv:1604.06174): each layer keeps its input alone.
-
-    The backward pass computes the rest again: a third more work, and the same numbers.
-    """
-    # transformers 5 renames it on its way
-    name = "activation_checkpointing_enable"
-    enable = getattr(model, name, None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-
-
-def _decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """What transformers never splits over devices."""
-    inside = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    names = {name for module in inside for name in module._no_split_modules or ()}
-    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def _vocabulary_weights(model: nn.Module) -> list[nn.Parameter]:
@@ -331,10 +330,11 @@ def _stretch(
     source: str | Path, config: Any, context: int | None, rope_theta: float | None
 ) -> None:
     """UserError for a model that has learned its positions, unless all stays as it is."""
-    is_longer = context not in (None, config.max_position_embeddings)
+    there = getattr(config, "max_position_embeddings", None)
+    is_longer = context not in (None, there)
     rope = getattr(config, "rope_parameters", None)
     if not rope and (is_longer or rope_theta is not None):
-        what = f"has no rotary positions, its context stays {config.max_position_embeddings}"
+        what = f"has no rotary positions, its context stays {there}"
         raise UserError(f"model {source}", what, "drop context and rope_theta")
     if context is not None:
         config.max_position_embeddings = context
@@ -342,13 +342,13 @@ def _stretch(
         config.rope_parameters = {**(rope or {}), "rope_theta": rope_theta}
 
 
-def _refuse_missing_weights(kind: Any, source: str | Path, folder: str, config: Any) -> None:
+def _refuse_missing_weights(kind: Any, source: str | Path, there: int, config: Any) -> None:
     """What the files lack would be allocated and drawn at random, however large it is."""
     if getattr(config, "quantization_config", None):
         return  # packs several numbers into one
     with torch.device("meta"):
         skeleton = kind.from_config(config)
-    needed, there = num_parameters(skeleton), guard.num_elements(Path(folder))
+    needed = num_parameters(skeleton)
     if needed > 1.1 * there:
         what = f"its config describes {needed:,} parameters, its weights hold {there:,}"
         raise UserError(f"model {source}", what, "take config and weights of the same model")

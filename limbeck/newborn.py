@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import (
     CONFIG_MAPPING,
@@ -94,12 +96,8 @@ def train_tokenizer(
     """
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(isolate), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+        [pre_tokenizers.Split(Regex(isolate), "isolated"), _bytes()]
     )
-    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=SPECIAL_TOKENS,
@@ -107,6 +105,56 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return _whole(tokenizer, chat_template)
+
+
+def phrase_tokenizer(
+    texts: Iterator[str],
+    vocab_size: int,
+    isolate: str = r"\d",
+    chat_template: str = CHAT_TEMPLATE,
+) -> PreTrainedTokenizerFast:
+    """Bytes, and as tokens of their own the most frequent stretches between matches of `isolate`.
+
+    A text is split by these phrases alone, whatever stands around them, and by no expression: so
+    other programs that read its vocabulary (llama.cpp) split it as this does. Where phrases overlap
+    in a text, transformers takes the one that begins first and llama.cpp the longest, so of two for
+    which that may differ only the first is one; and as transformers decodes no other, they are
+    ASCII.
+    """
+    special = "|".join(map(re.escape, SPECIAL_TOKENS))
+    splitter = pre_tokenizers.Split(Regex(f"{special}|{isolate}"), "isolated")
+    counts = Counter(piece for text in texts for piece, _ in splitter.pre_tokenize_str(text))
+    # What a phrase saves is its bytes, one token each, but for one.
+    saved = {piece: n * (len(piece.encode()) - 1) for piece, n in counts.items() if n > 1}
+    known = {*SPECIAL_TOKENS, *(piece for piece in saved if not saved[piece])}
+    ranked = sorted(saved.keys() - known, key=lambda piece: (-saved[piece], piece))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ids = {token: place for place, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
+    tokenizer = Tokenizer(BPE(vocab=ids, merges=[]))
+    tokenizer.pre_tokenizer = _bytes()
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    phrases: list[str] = []
+    for piece in filter(str.isascii, ranked):
+        clashes = any(_clash(piece, other) or _clash(other, piece) for other in phrases)
+        if not clashes and len(ids) + len(phrases) < vocab_size:
+            phrases.append(piece)
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
+    return _whole(tokenizer, chat_template)
+
+
+def _clash(first: str, second: str) -> bool:
+    """Whether an end of the first is a beginning of the second, which is no shorter."""
+    ends = (first[start:] for start in range(1, len(first)))
+    return len(second) >= len(first) and any(second.startswith(end) for end in ends)
+
+
+def _bytes() -> pre_tokenizers.ByteLevel:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+
+def _whole(tokenizer: Tokenizer, chat_template: str) -> PreTrainedTokenizerFast:
+    tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,

@@ -26,13 +26,14 @@ NEEDED = {  # columns that a foreign table must have
 }
 
 
-def mistake(kind: str, path: Path) -> str | None:
-    """'what; way out' where a path that exists is not of this kind."""
+def mistake(kind: str, path: Path, speaks: bool = True) -> str | None:
+    """'what; way out' where a path that exists is not of this kind; of a model, where nobody can
+    speak to it, unless it is about to be taught (not `speaks`)."""
     try:
         if kind == "file":
             return None if path.is_file() else f"{str(path)!r} is a folder; name the file in it"
         if kind == "model":
-            return _of_model(path)
+            return _of_model(path, speaks)
         if kind == "distributions":
             return _of_distributions(path)
         return _of_table(kind, path) if kind in NEEDED else None
@@ -43,13 +44,14 @@ def mistake(kind: str, path: Path) -> str | None:
         return f"{str(path)!r} cannot be read ({reason}); make it again"
 
 
-def _of_model(folder: Path) -> str | None:
+def _of_model(folder: Path, speaks: bool) -> str | None:
     if not (folder / "config.json").is_file():
         return f"{str(folder)!r} is no model (it has no config.json); give a Hugging Face folder"
     config, settings = _json(folder / "config.json"), _json(folder / "tokenizer_config.json")
     places = ("chat_template.jinja", "chat_template.json", "chat_templates")
-    if not settings.get("chat_template") and not any((folder / name).exists() for name in places):
-        way_out = "add a chat_template.jinja, or take an instruction-tuned model"
+    has_own = settings.get("chat_template") or any((folder / name).exists() for name in places)
+    if speaks and not has_own:
+        way_out = "take an instruction-tuned model, or give it one by a stage `adopt`"
         return f"{str(folder)!r} has no chat template; {way_out}"
     tokens, rows = _num_tokens(_json(folder / "tokenizer.json")), config.get("vocab_size")
     if isinstance(rows, int) and tokens > rows:
@@ -62,7 +64,10 @@ def _json(path: Path) -> dict[str, Any]:
     """The object in a file; empty where there is none, or one that is not worth the wait."""
     if not path.is_file() or path.stat().st_size > MAX_JSON:
         return {}
-    value = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deep") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds no object")
     return value

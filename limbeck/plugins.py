@@ -40,6 +40,8 @@ class Kind:
     noun: str
     package: str
     function: str | None = None
+    other: str | None = None
+    """Another name that the function may have instead, where a kind has two signatures."""
 
     def names(self) -> list[str]:
         """The names that Limbeck itself brings."""
@@ -61,7 +63,8 @@ class Kind:
         spec = importlib.util.find_spec(module)
         assert spec and spec.origin
         with open(spec.origin, encoding="utf-8") as file:
-            return f"\ndef {self.function}(" in file.read()
+            text = file.read()
+        return any(f"\ndef {name}(" in text for name in (self.function, self.other) if name)
 
     def find(self, name: str) -> Callable[..., Any]:
         """The function called `name`; ValueError with a suggestion where there is none."""
@@ -79,7 +82,8 @@ class Kind:
             raise ValueError(f"no {self.noun} is called {name!r}; {suggest(name, names)}")
         if self.function is None:
             return getattr(importlib.import_module(self.package), name)
-        return getattr(importlib.import_module(f"{self.package}.{name}"), self.function)
+        module = importlib.import_module(f"{self.package}.{name}")
+        return getattr(module, self.function, None) or getattr(module, self.other or "")
 
     def parse(self, value: Any) -> Plugin:
         """`name` or `{name: ..., knob: ...}` from a recipe, or a Plugin as it is."""
@@ -151,6 +155,13 @@ ObjectiveChoice = Annotated[Plugin, OBJECTIVES]
 ADVANTAGES = Kind("advantage", "limbeck.train.advantages")
 AdvantageChoice = Annotated[Plugin, ADVANTAGES]
 RewardChoice = Annotated[Plugin, Kind("reward", "limbeck.rewards")]
+PruningChoice = Annotated[
+    Plugin, Kind("way of pruning", "limbeck.compress.prune", "prune_weight", "prune_model")
+]
+QuantizingChoice = Annotated[
+    Plugin, Kind("way of quantizing", "limbeck.compress.quantize", "quantize_weight")
+]
+PromptingChoice = Annotated[Plugin, Kind("way of prompting", "limbeck.prompting")]
 
 
 def _checked(function: Any) -> Callable[..., Any]:
@@ -198,8 +209,8 @@ def plugins(value: Any) -> Iterator[Plugin]:
     elif isinstance(value, BaseModel):
         for name in type(value).model_fields:
             yield from plugins(getattr(value, name))
-    elif isinstance(value, list):
-        for item in value:
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from plugins(item)
 
 

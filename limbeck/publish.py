@@ -1,4 +1,4 @@
-"""Pushes a finished data set or model of a run to the Hugging Face Hub."""
+"""Pushes a run's data set or model, or what `limbeck export` wrote, to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from limbeck import secrets, store, tables
 from limbeck.errors import UserError
 
 TOKEN = "HF_TOKEN"
+LEDGER = "ledger.jsonl"  # of a stage that has begun
 HTTP = ("httpx", "httpx2", "httpcore", "requests", "urllib3")  # who speaks for huggingface_hub
 SAID = {  # of a status: what it means and the way out
     401: ("does not accept the token", f"make a new one and put it into {TOKEN}"),
@@ -23,7 +24,8 @@ SAID = {  # of a status: what it means and the way out
 def publish(folder: Path, to: str, *, private: bool = True) -> str:
     """Makes `to` (organisation/name) on the Hub, if it is not there, and puts the folder into it.
 
-    The folder is what its finished stage wrote, to the byte, and has a card; parts of an earlier
+    The folder is what its finished stage wrote, to the byte, or a model that was exported out of
+    its run, whose card may have been completed since; it has a card. Parts of an earlier
     version that are no longer in it are taken away. The token is read from HF_TOKEN alone, the
     Hub's address from HF_ENDPOINT. Returns where it lies. UserError for what a user can mend.
     """
@@ -57,7 +59,7 @@ def publish(folder: Path, to: str, *, private: bool = True) -> str:
             repo_id=to,
             repo_type=kind,
             folder_path=folder,
-            commit_message=f"{folder.parent.parent.name}/{folder.parent.name}, by Limbeck",
+            commit_message=f"{_origin(folder)}, by Limbeck",
             ignore_patterns=[".*", "**/.*"],
             delete_patterns=["part-*.parquet"] if kind == "dataset" else None,
         )
@@ -68,13 +70,15 @@ def check(folder: Path) -> str:
     """Whether it is a `dataset` or a `model`; UserError if it is neither, or not fit to be seen."""
     if not folder.is_dir():
         raise UserError(str(folder), "is no folder", "give one like runs/demo/curate/dataset")
-    if not (folder.parent / "stage.json").exists():
+    is_model = (folder / "config.json").exists() or any(folder.glob("*.gguf"))
+    is_of_stage = (folder.parent / "stage.json").exists()
+    if not is_of_stage and (not is_model or (folder.parent / LEDGER).exists()):
         way_out = "give an output of a stage, and let limbeck run finish it"
         raise UserError(str(folder), "is of no finished stage", way_out)
     store.verify(folder)
     if tables.parts(folder) and "messages" in _columns(folder):
         kind = "dataset"
-    elif (folder / "config.json").exists():
+    elif is_model:
         kind = "model"
     else:
         raise UserError(str(folder), "is neither a data set nor a model", "give one of these")
@@ -82,6 +86,12 @@ def check(folder: Path) -> str:
         what = "has no card: nobody would know what it is, or under which licence"
         raise UserError(str(folder), what, "make it with curate, general, mix or export")
     return kind
+
+
+def _origin(folder: Path) -> str:
+    """The run and stage that wrote it, or the name of what was exported."""
+    stage = folder.parent
+    return f"{stage.parent.name}/{stage.name}" if (stage / "stage.json").exists() else folder.name
 
 
 def _columns(folder: Path) -> list[str]:

@@ -53,6 +53,8 @@ class Recipe:
     machine: Machine
     stages: tuple[Stage, ...]
     path: Path | None = None
+    bases: tuple[str, ...] = ()
+    """Names of the recipes that it builds on: with a run of theirs it can go on."""
 
 
 def load(
@@ -73,6 +75,8 @@ def load(
     check = _Check(where, places)
     if not isinstance(value, dict) or not isinstance(value.get("stages"), dict):
         raise UserError(where, "has no mapping called 'stages'", "see recipes/quickstart.yaml")
+    bases = value["base"] if path and "base" in value else ()
+    value = {key: part for key, part in value.items() if key != "base" or not path}
     for key in value.keys() - set(KEYS):
         check.wrong((key,), f"unknown key; {suggest(str(key), KEYS)}")
     value = {**value, "stages": {k: _copy(v) for k, v in value["stages"].items()}}
@@ -97,7 +101,7 @@ def load(
         raise UserErrors(check.errors)
     if not checked:
         raise UserError(f"{where}: stages", "is empty", "see recipes/quickstart.yaml")
-    return Recipe(name, title, machine, tuple(checked), path)
+    return Recipe(name, title, machine, tuple(checked), path, tuple(bases))
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
@@ -205,9 +209,10 @@ class _Check:
         verb = entry.get("stage", name)
         settings = {key: setting for key, setting in entry.items() if key != "stage"}
         if verb not in VERBS:
-            self.wrong(
-                ("stages", name), f"no stage is called {verb!r}; {suggest(str(verb), VERBS)}"
-            )
+            told = f"no stage is called {verb!r}; {suggest(str(verb), VERBS)}"
+            if "stage" not in entry and verb == name:
+                told += f"; of a base's stage write all, or say {name}.KEY=VALUE when you run it"
+            self.wrong(("stages", name), told)
             return None
         config = self.config(("stages",), name, _module(verb).Config, settings)
         return Stage(name, verb, config) if config is not None else None
@@ -217,8 +222,10 @@ class _Check:
     ) -> None:
         """Each `./stage/output` must be what an earlier stage writes; what lies outside exists."""
 
+        speaks = not getattr(stage.module, "GIVES_TEMPLATE", False)
+
         def visit(kind: str, path: str, key: str) -> str:
-            if mistake := _reference_mistake(kind, path, writes, names):
+            if mistake := _reference_mistake(kind, path, writes, names, speaks):
                 self.wrong(("stages", stage.name, *key.split(".")), mistake)
             return path
 
@@ -226,11 +233,15 @@ class _Check:
 
 
 def _reference_mistake(
-    kind: str, path: str, writes: dict[str, dict[str, str] | None], names: list[str]
+    kind: str,
+    path: str,
+    writes: dict[str, dict[str, str] | None],
+    names: list[str],
+    speaks: bool,
 ) -> str | None:
     if not path.startswith("./"):
         if os.path.exists(path):
-            return outside.mistake(kind, Path(path))
+            return outside.mistake(kind, Path(path), speaks)
         if kind == "model" and HUB_NAME.fullmatch(path):
             return None
         return f"{path!r} does not exist; give ./stage/output of this recipe, or an existing path"

@@ -88,7 +88,7 @@ def read_whole(path: Path, above: tuple[Path, ...] = ()) -> tuple[Any, Places]:
     """The value of a recipe file on top of that of its `base`, and where each key stands.
 
     The base's stages come first; what both have is the file's own: a whole stage, a setting of a
-    size or of the machine.
+    size or of the machine. In the place of its `base` stand the names of all that it builds on.
     """
     value, lines = read_file(path)
     places = {key: f"{path}:{line}" for key, line in lines.items()}
@@ -108,7 +108,8 @@ def read_whole(path: Path, above: tuple[Path, ...] = ()) -> tuple[Any, Places]:
         raise UserError(str(under), "has no mapping called 'stages'", "see recipes/quickstart.yaml")
     mine = {key for key in places if len(key) == 2}  # whole stages, of which nothing is the base's
     rest = {key: place for key, place in below_places.items() if key[:2] not in mine}
-    return _merged(below, own), {**rest, **places}
+    bases = [*below.get("base", ()), below.get("name") or under.stem]
+    return _merged(below, own) | {"base": bases}, {**rest, **places}
 
 
 def _merged(below: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

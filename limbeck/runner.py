@@ -77,7 +77,7 @@ def _lead(
             raise UserError(f"--redo/--keep {name}", "is no stage", f"there is {', '.join(names)}")
     _make(run_dir)
     with store.locked(run_dir):
-        own(recipe, run_dir)
+        owner = own(recipe, run_dir)
         steps = plan(recipe, run_dir, keep, redo)
         _refuse_stale(steps, run_dir, redo)
         machine = settle(recipe.machine)
@@ -85,7 +85,7 @@ def _lead(
             shutil.rmtree(path, ignore_errors=True)
         for name in redo:
             store.remove_tree(run_dir / name)
-        store.write_sealed(run_dir / "recipe.json", describe(recipe, steps, run_dir))
+        store.write_sealed(run_dir / "recipe.json", describe(recipe, steps, run_dir, owner))
         about = _about(machine) | {"gemm_gflops": _gemm_gflops()}
         session = {"command": command, "started": _now(), "machine": about}
         store.append_json(run_dir / "sessions.jsonl", session | {"versions": versions()})
@@ -112,14 +112,18 @@ def _make(run_dir: Path) -> None:
         raise UserError(str(run_dir), what, "choose another --run folder") from error
 
 
-def own(recipe: Recipe, run_dir: Path) -> None:
-    """A run folder belongs to one recipe; UserError if this one belongs to another, or is none."""
+def own(recipe: Recipe, run_dir: Path) -> str:
+    """The name of the recipe that a run folder belongs to: this one, or one that it builds on.
+
+    UserError if it belongs to another, or is none.
+    """
     if not run_dir.exists():
-        return
+        return recipe.name
     if not run_dir.is_dir():
         raise UserError(str(run_dir), "is no folder", "choose another --run folder")
     described = run_dir / "recipe.json"
-    if described.exists() and (owner := read_description(run_dir)["name"]) != recipe.name:
+    owner: str = read_description(run_dir)["name"] if described.exists() else recipe.name
+    if owner not in (recipe.name, *recipe.bases):
         way_out = "choose another --run folder"
         raise UserError(str(run_dir), f"holds a run of {owner!r}, not {recipe.name!r}", way_out)
     strangers = [
@@ -130,6 +134,7 @@ def own(recipe: Recipe, run_dir: Path) -> None:
     if not described.exists() and strangers:
         what = f"is not a run folder: it holds {strangers[0]!r}"
         raise UserError(str(run_dir), what, "choose an empty --run folder")
+    return owner
 
 
 def _refuse_stale(steps: list[Step], run_dir: Path, asked: tuple[str, ...] = ()) -> None:
@@ -138,18 +143,25 @@ def _refuse_stale(steps: list[Step], run_dir: Path, asked: tuple[str, ...] = ())
         return
     redo = " ".join(f"--redo {name}" for name in (*asked, *(step.stage.name for step in stale)))
     way_out = f"make what changed anew with `{redo}`, use it as it is with --keep, or another --run"
+    names = {step.stage.name for step in stale}
+    first = [step for step in stale if names.isdisjoint(_reads(step.stage))]
     raise UserErrors(
         [
             UserError(f"{run_dir / step.stage.name}", f"is of another recipe: {step.why}", way_out)
-            for step in stale
+            for step in first
         ]
     )
+
+
+def _reads(stage: Stage) -> set[str]:
+    """The stages whose outputs it reads."""
+    return {reference.split("/")[1] for reference in references(stage)}
 
 
 def _run_stage(step: Step, run_dir: Path, machine: Machine, recipe: str) -> None:
     stage, folder = step.stage, run_dir / step.stage.name
     if not getattr(stage.module, "RESUMES", False):
-        store.remove_tree(folder)  # unfinished, or about to be made larger
+        _begin_again(folder)  # unfinished, or about to be made larger
     inputs = {path: content(run_dir, path) for path in references(stage)}
     started = {**step.record, "inputs": inputs}
     started |= {"machine": _about(machine), "versions": versions()}
@@ -162,7 +174,7 @@ def _run_stage(step: Step, run_dir: Path, machine: Machine, recipe: str) -> None
     store.failpoint(f"{stage.name}.started")
     begun = time.monotonic()
     told = {"stage": stage.name, "key": step.identity}
-    with processes.together(**told) if is_spread else nullcontext():
+    with processes.together(**told) if is_spread else nullcontext(), out.account("around it"):
         summary = stage.module.run(_inside(stage, run_dir), out)
     manifest = {
         "stage": stage.name,
@@ -178,6 +190,16 @@ def _run_stage(step: Step, run_dir: Path, machine: Machine, recipe: str) -> None
     store.write_sealed(folder / "stage.json", manifest)
     store.failpoint(f"{stage.name}.finished")
     _sweep(stage, run_dir)
+
+
+def _begin_again(folder: Path) -> None:
+    """Takes away what a stage has made, but not the book of what that took: it was spent."""
+    book = folder / "ledger.jsonl"
+    rows = book.read_bytes() if book.exists() else b""
+    store.remove_tree(folder)
+    if rows:
+        folder.mkdir()
+        book.write_bytes(rows)
 
 
 def _sweep(stage: Stage, run_dir: Path) -> None:
@@ -229,14 +251,15 @@ def settle(machine: Machine) -> Machine:
     try:
         import torch
     except ImportError:
-        return Machine(device="cpu" if device == "auto" else device, threads=threads)
+        device = "cpu" if device == "auto" else device
+        return machine.model_copy(update={"device": device, "threads": threads})
     torch.set_num_threads(threads)
     memory.keep_freed()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("machine.device", "there is no CUDA device here", "take cpu, or auto")
-    return Machine(device=device, threads=threads)
+    return machine.model_copy(update={"device": device, "threads": threads})
 
 
 def _own_cores() -> int:
@@ -269,14 +292,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe(recipe: Recipe, steps: list[Step], run_dir: Path) -> dict[str, Any]:
-    """The resolved recipe as plain JSON; a kept stage as it was when it was made."""
+def describe(recipe: Recipe, steps: list[Step], run_dir: Path, owner: str) -> dict[str, Any]:
+    """The resolved recipe as plain JSON, under the name of whose run it is; a kept stage as it was
+    when it was made."""
     stages = {s.name: {"stage": s.verb, **written(s.config)} for s in recipe.stages}
     for step in steps:
         if step.kept:
             made = store.read_sealed(run_dir / step.stage.name / "stage.json")["config"]
             stages[step.stage.name] = {"stage": step.stage.verb, **made}
-    return {"name": recipe.name, "title": recipe.title, "stages": stages}
+    return {"name": owner, "title": recipe.title, "stages": stages}
 
 
 def read_description(run_dir: Path) -> dict[str, Any]:

@@ -50,7 +50,12 @@ class Run:
             "trials": self.trials(),
             "learning": self.learning(),
             "ledger": self.ledger(),
-            "published": [],
+            "costs": self.costs(),
+            "frontier": self.frontier(),
+            "gates": self.gates(),
+            "ratios": self.ratios(),
+            "forgetting": compared["forgetting"],
+            "published": compared["published"],
         }
 
     def results(self) -> list[Row]:
@@ -82,9 +87,33 @@ class Run:
             if row["state"] != "new"
         ]
 
+    def costs(self) -> dict[str, list[Row]]:
+        """What an accepted trace, a point of accuracy and a right answer have cost."""
+        from limbeck.reporting import costs
+
+        return costs.costs(self)
+
+    def frontier(self) -> list[Row]:
+        """How often each model is right, beside its size, memory, latency and tokens."""
+        from limbeck.reporting import frontier
+
+        return frontier.frontier(self)
+
+    def gates(self) -> list[Row]:
+        """Every trial of the gates between models that were made smaller."""
+        from limbeck.reporting import compression
+
+        return compression.gates(self)
+
+    def ratios(self) -> list[Row]:
+        """How many times as fast one engine writes as another, of the pairs that were compared."""
+        from limbeck.reporting import frontier
+
+        return frontier.ratios(self)
+
     def compared(self) -> dict[str, list[Row]]:
         """The tables of the compare stages; without one, those of the evaluations."""
-        kinds = ("results", "families", "tests", "budgets")
+        kinds = ("results", "families", "tests", "forgetting", "published", "budgets")
         found: dict[str, list[Row]] = {kind: [] for kind in kinds}
         for row in self.done("compare"):
             place = self.path / row["stage"] / "results" / "results.json"
@@ -161,13 +190,23 @@ class Run:
             self.results_text(),
             *self._learning_lines(),
             "",
-            f"{'cost':<20} {'CPU s':>9} {'tokens':>12} {'FLOPs':>9}",
+            *self._cost_lines(),
         ]
-        for row in self.ledger():
-            tokens = row["tokens_in"] + row["tokens_out"]
-            cost = f"{row['cpu_seconds']:>9.1f} {tokens:>12,.0f} {row['flops']:>9.1e}"
-            lines.append(f"{row['stage']:<20} {cost}")
         return progress.visible("\n".join(lines))
+
+    def _cost_lines(self) -> Iterator[str]:
+        """What each stage cost, and what units of what came of them did."""
+        from limbeck.reporting import costs
+
+        yield f"{'cost':<20} {'CPU s':>9} {'tokens':>12} {'FLOPs':>9} {'money':>9}".rstrip()
+        rows = self.ledger()
+        for row in [*rows, {**ledger.summed(rows), "stage": "in all"}]:
+            tokens = row["tokens_in"] + row["tokens_out"]
+            flops = f"{row['flops']:.1e}" if row["flops"] else ""  # of servers nobody knows them
+            cost = f"{row['cpu_seconds']:>9.1f} {tokens:>12,.0f} {flops:>9}"
+            money = "" if row["money"] is None else f"{costs.amount(row['money'], 'money'):>9}"
+            yield f"{row['stage']:<20} {cost} {money}".rstrip()
+        yield from ("", *costs.in_words(self.costs()))
 
     def results_text(self) -> str:
         """The results table and what the paired tests say."""

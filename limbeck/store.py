@@ -80,6 +80,21 @@ def commit(aside: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
+def copy_folder(folder: Path, to: Path) -> None:
+    """The same files under another name where the disk can do that, else copies of them."""
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+
+    if not folder.is_dir():
+        raise UserError(str(folder), "is no folder to take it from", "name one on this machine")
+    shutil.rmtree(to, ignore_errors=True)
+    shutil.copytree(folder, to, copy_function=link)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from limbeck import guard, store
+from limbeck import guard, sealed, store
 from limbeck.errors import UserError
 from limbeck.types import Message, Problem, Trace, Verdict
 
@@ -89,6 +89,8 @@ SCHEMAS = {
             ("num_correct", pa.int32()),
             ("num_failed", pa.int32()),  # could not be written, or not be judged
             ("num_truncated", pa.int32()),
+            ("num_unparsed", pa.int32()),  # finished, and gave no answer that could be read
+            ("num_timeout", pa.int32()),  # were not judged in time; they are among the failed
             ("prompt_tokens", pa.int64()),
             ("completion_tokens", pa.int64()),
             ("flops", pa.float64()),
@@ -97,7 +99,7 @@ SCHEMAS = {
         ]
     ),
 }
-LATER = {"score": pa.float64()}
+LATER = {"score": pa.float64(), "num_unparsed": pa.int32(), "num_timeout": pa.int32()}
 """Columns that tables of before do not have; whoever asks for them reads nulls."""
 
 
@@ -107,6 +109,7 @@ def to_table(kind: str, rows: Iterable[Any]) -> pa.Table:
         asdict(row) if is_dataclass(row) and not isinstance(row, type) else row for row in rows
     ]
     if kind == "problems":
+        plain = [sealed.seal(row) if sealed.MARK in row["meta"] else row for row in plain]
         for row in plain:
             row["verifier"] = json.dumps(row["verifier"])
             row["meta"] = json.dumps(row["meta"], ensure_ascii=False)
@@ -263,11 +266,25 @@ def problems_of(table: pa.Table, path: Path | str) -> list[Problem]:
     return problems
 
 
+def read_lessons(path: Path | str) -> list[Problem]:
+    return lessons_of(read_table(path), path)
+
+
+def lessons_of(table: pa.Table, path: Path | str) -> list[Problem]:
+    """A table's rows as problems to learn from; UserError at `path` for those of a sealed exam."""
+    problems = problems_of(table, path)
+    if any(sealed.MARK in problem.meta for problem in problems):
+        what = "holds an exam whose authors ask that nobody learns it"
+        raise UserError(str(path), what, "`evaluate` on it, and learn from other problems")
+    return problems
+
+
 def _problem(row: dict[str, Any]) -> Problem:
+    row = sealed.unseal({**row, "meta": json.loads(row["meta"])})
     messages = tuple(Message(turn["role"], turn["content"]) for turn in row["messages"])
     if not any(message.role == "user" for message in messages):
         raise ValueError("nothing is asked")
-    verifier, meta = json.loads(row["verifier"]), json.loads(row["meta"])
+    verifier, meta = json.loads(row["verifier"]), row["meta"]
     domain = row["domain"] or ""
     if not isinstance(meta, dict):
         raise ValueError("its meta is no object")

@@ -57,7 +57,7 @@ class Plan:
         streams = [self._stream(kind, scratch / f"{kind}.arrow") for kind in COLUMNS]
         done = 0
         for problems, traces, verdicts in zip(*streams, strict=True):
-            asked = tables.problems_of(problems, self.paths["problems"])
+            asked = tables.lessons_of(problems, self.paths["problems"])
             window = _window(asked, traces, verdicts)
             expected = Counter[str]()
             for problem in problems["id"].to_pylist():

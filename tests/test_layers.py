@@ -15,6 +15,7 @@ GROUND = {
     "store",
     "guard",
     "ledger",
+    "energy",
     "progress",
     "folder",
     "journal",
@@ -27,6 +28,9 @@ GROUND = {
     "processes",
     "memory",
     "windows",
+    "sealed",
+    "sharding",
+    "packed",
 }
 PARTS = {
     "problems",
@@ -39,8 +43,13 @@ PARTS = {
     "report",
     "serve",
     "card",
+    "pins",
+    "prompting",
+    "published",
+    "compress",
+    "export",
 }
-JOINTS = {"student"}  # what several parts make together
+JOINTS = {"student", "scoring"}  # what several parts make together
 ABOVE = {
     "recipe",
     "recipe_file",
@@ -51,9 +60,12 @@ ABOVE = {
     "audit",
     "doctor",
     "estimates",
+    "evaluation",
     "publish",
+    "exporting",
     "api",
     "cli",
+    "commands",
     "__init__",
     "__main__",
 }
@@ -70,7 +82,7 @@ def layer(module: str) -> int:
     if top == "stages":
         return 3
     assert top in ABOVE, f"{module} has no layer"
-    return 4 + (top in ("api", "cli", "__init__", "__main__"))
+    return 4 + (top in ("api", "cli", "commands", "__init__", "__main__"))
 
 
 def imports() -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from limbeck import models, newborn
+from limbeck import chat, models, newborn, sharding
 from limbeck.errors import UserError
 from limbeck.train.head import TokenModel
 
@@ -200,8 +200,8 @@ def test_tokenizer_is_deterministic() -> None:
 
 
 def test_pick_device() -> None:
-    assert models.pick_device("cpu") == torch.device("cpu")
-    assert models.pick_device("auto").type in {"cpu", "cuda"}
+    assert sharding.pick_device("cpu") == torch.device("cpu")
+    assert sharding.pick_device("auto").type in {"cpu", "cuda"}
 
 
 def test_gpt2_is_created_by_common_names_and_without_dropout():
@@ -229,3 +229,21 @@ def test_rotary_positions_alone_can_be_stretched(folder: Path, tmp_path: Path) -
     for knobs in ({"context": own + 1}, {"rope_theta": 1e5}):
         with pytest.raises(UserError, match="has no rotary positions, its context stays"):
             models.load_model(tmp_path / "gpt2", **knobs)
+
+
+def test_a_model_whose_config_knows_no_longest_text_is_loaded(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "n_layer": 1, "n_head": 2}
+    bloom = newborn.create_model("bloom", 330, 0, eos_token_id=3, pad_token_id=0, **sizes)
+    models.save_model(bloom, make_tokenizer(), tmp_path / "bloom")
+    assert models.load_model(tmp_path / "bloom").config.model_type == "bloom"
+
+
+def test_a_saved_model_ends_its_turns_in_other_programs_too(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    end = chat.end_of_turn(tokenizer)
+    for eos, told in ((5, [end, 5]), ([7, 5], [end, 7, 5]), (end, end), (None, end)):
+        model = make_model()
+        model.generation_config.eos_token_id = eos
+        models.save_model(model, tokenizer, tmp_path / "model")
+        settings = json.loads((tmp_path / "model" / "generation_config.json").read_text())
+        assert settings["eos_token_id"] == told

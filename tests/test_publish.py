@@ -185,6 +185,27 @@ def test_a_model_is_pushed_as_a_model(hub, tmp_path):
     assert set(hub.repos["models", "we/model"]["files"]) == {"README.md", "config.json"}
 
 
+def test_what_was_exported_out_of_a_run_is_pushed_with_a_completed_card(hub, tmp_path):
+    folder = tmp_path / "demo-gguf"
+    folder.mkdir()
+    (folder / "q8_0.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="has no card"):
+        publish(folder, "we/gguf")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# A file\n")
+    publish(folder, "we/gguf")
+    assert set(hub.repos["models", "we/gguf"]["files"]) == {"README.md", "q8_0.gguf"}
+
+
+def test_a_model_of_a_stage_that_is_not_finished_stays_here(hub, tmp_path):
+    folder = tmp_path / "demo" / "export" / "model"
+    store.write_json(folder / "config.json", {})
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    (folder.parent / "ledger.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="is of no finished stage"):
+        publish(folder, "we/model")
+    assert hub.asked == []
+
+
 def test_what_is_not_finished_or_not_whole_stays_here(hub, folder, tmp_path):
     (folder / "README.md").write_text("edited")
     with pytest.raises(UserError, match=r"README.md: changed on disk"):

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from limbeck.report import Report, headline, plots, render, results_table
+from limbeck.report import Report, gain, headline, plots, render, results_table, svg
 
 HOSTILE = (
     "<think>\x1b[31mred</think><script>alert('x')</script></pre></svg>"
@@ -67,6 +67,52 @@ def paired() -> list[dict[str, Any]]:
          "high": -0.32, "p": 1e-30, "verdict": "worse"},
         {"a": "answers_only", "b": "untrained", "split": "harder", "difference": 0.018, "low": -0.006,
          "high": 0.041, "p": 0.148, "verdict": "indistinguishable"},
+    ]  # fmt: skip
+
+
+def artifacts() -> list[dict[str, Any]]:
+    """What a run of many kinds of models would say of its frontier."""
+    taken = {  # kind, bytes, MiB, seconds an answer, tokens an answer
+        "teacher": ("base", 3.6e6, 310, 0.41, 182), "distilled": ("sft", 7.4e5, 262, 0.11, 176),
+        "distilled-int8": ("quantized", 2.1e5, 249, 0.13, 178), "distilled-pruned-2-of-4": ("pruned", 5.2e5, 258, 0.10, 190),
+        "distilled-then-rl": ("grpo", 7.4e5, 262, 0.094, 141), "kd": ("distill", 7.4e5, 262, 0.12, 180),
+        "answers_only": ("sft", 7.4e5, 262, 0.012, 9), "untrained": ("other", 7.4e5, None, 0.18, 256),
+        "models/exported/Q4_K_M-of-the-distilled-student": ("exported", 1.6e5, 121, 0.08, None),
+    }  # fmt: skip
+    worth = [0.972, 0.612, 0.604, 0.48, 0.665, 0.634, 0.224, 0.011, 0.571]
+    keys = ("kind", "num_bytes", "peak_memory_mib", "latency_s", "tokens_per_answer")
+    return [
+        {"name": name, "split": "heldout", "metric": "pass_at_1", **interval(share, 600), **dict(zip(keys, of, strict=True)),
+         "num_parameters": of[1] / 4, "tokens_per_second_1": 1400.0, "flops_per_correct": 3e8 / share, "money_per_correct": None}
+        for (name, of), share in zip(taken.items(), worth, strict=True)
+    ]  # fmt: skip
+
+
+def costs() -> dict[str, list[dict[str, Any]]]:
+    spent = {
+        "cpu_seconds": 0.0114,
+        "device_seconds": 0.0,
+        "tokens_out": 241.7,
+        "flops": 4e6,
+        "joules": None,
+        "money": None,
+    }
+    alone = {"counted": "its own making", **spent, "stages": ["sample", "verify", "curate"]}
+    gained = {"name": "distilled", "split": "heldout", "metric": "pass_at_1", "start": "untrained"}
+    return {
+        "per_accepted_trace": [{"name": "curate", "num_accepted": 12_000, **alone}],
+        "per_point": [{**gained, "points": 60.1, "low": 55.0, "high": 64.2, **alone}, {**gained, "points": -3.0, "is_clear": False, "counted": "its own making"}],
+        "per_correct_answer": [{"name": "distilled", "split": "heldout", "metric": "pass_at_1", "tokens": 287.2, "seconds": 0.02,
+                                "money": 1.5e-6, "stages": ["eval_distilled", "profile"]}],
+    }  # fmt: skip
+
+
+def forgotten() -> list[dict[str, Any]]:
+    about = {"after": "distilled", "before": "untrained", "metric": "pass_at_1"}
+    return [
+        {**about, "split": "heldout", "difference": 0.6, "low": 0.56, "high": 0.64, "p": 1e-9, "verdict": "gained"},
+        {**about, "split": "general", "difference": -0.028, "low": -0.05, "high": -0.006, "p": 0.01, "verdict": "lost"},
+        {**about, "split": "other", "difference": 0.0, "low": -0.1, "high": 0.1, "p": 1.0, "verdict": "not distinguishable"},
     ]  # fmt: skip
 
 
@@ -161,9 +207,15 @@ def full() -> Report:
         examples=[example, {**example, "problem": "How many letters r are in strawberry?"}],
         answers=[answer, {**answer, "problem": "Sort these numbers: 12, 7, 31."}],
         ledger=[dict(zip(keys, row, strict=True)) for row in ledger],
+        frontier=artifacts(),
+        costs=costs(),
+        forgetting=forgotten(),
         published=[
-            {"model": "DeepSeek-R1-Distill-Qwen-1.5B", "benchmark": "MATH-500", "metric": "pass@1", "value": 83.9},
-            {"model": "DeepSeek-R1-Distill-Qwen-32B", "benchmark": "AIME 2024", "metric": "pass@1", "value": 72.6},
+            {"name": "distilled", "paper_name": "DeepSeek-R1-Distill-Qwen-1.5B", "split": "math500", "metric": "pass_at_1",
+             **interval(0.612, 500), "published": 0.839, "source": "v1, Table 5",
+             "differs": ["4 samples a problem here, 16 in the paper", "temperature 1 here, temperature 0.6 in the paper"]},
+            {"name": "distilled", "paper_name": "DeepSeek-R1-Distill-Qwen-1.5B", "split": "codeforces", "metric": "rating",
+             "unit": "rating", "value": 812.0, "low": 640.0, "high": 990.0, "published": 954, "source": "v1, Table 5", "differs": []},
         ],
         notes=["One seed: `distilled` trained again may score 1-2 points higher or lower.",
                "The teacher is a program that writes worked solutions, with mistakes put in on purpose."],
@@ -219,8 +271,8 @@ def check(page: str) -> Tags:
             if key.startswith("on") or key in ("src", "href", "xlink:href")
         ], tag
     assert "url(" not in page and "@import" not in page
-    for svg in re.findall(r'<svg role="img".*?</svg>(?=</figure>)', page, re.DOTALL):
-        root = ElementTree.fromstring(svg)
+    for picture in re.findall(r'<svg role="img".*?</svg>(?=</figure>)', page, re.DOTALL):
+        root = ElementTree.fromstring(picture)
         assert root[0].tag.endswith("title") and root[0].text
         assert root[1].tag.endswith("desc") and root[1].text
     return tags
@@ -233,10 +285,10 @@ def test_a_full_page_is_well_formed_and_has_the_numbers():
     assert any(
         "default-src 'none'" in (a.get("content") or "") for t, a in tags.seen if t == "meta"
     )
-    assert page.count('<svg role="img"') == 2 + 2 + 1 + 2 + 1
+    assert page.count('<svg role="img"') == 2 + 2 + 1 + 2 + 1 + 4
     for number in (
         "61.2 %",
-        "16,000",
+        "16\u202f000",
         "12\u202f000",
         "1.84 M",
         "39 points",
@@ -266,7 +318,10 @@ def test_what_a_model_wrote_cannot_act():
             families=[{**row, "domain": HOSTILE} for row in rows],
             funnel=[{"stage": HOSTILE, "sampled": 2, "kept": 1, "dropped": {HOSTILE: 1}}],
             verdict_reasons={HOSTILE: {HOSTILE: 1}}, lengths=[{"name": HOSTILE, "values": [1, 2]}],
-            curves=[{"name": HOSTILE, "points": [(1, 2.0), (2, 1.0)]}], published=[{HOSTILE: HOSTILE}],
+            curves=[{"name": HOSTILE, "points": [(1, 2.0), (2, 1.0)]}], frontier=[{**row, "name": HOSTILE, "split": HOSTILE, "kind": HOSTILE} for row in artifacts()],
+            costs={HOSTILE: [{HOSTILE: HOSTILE, "stages": [HOSTILE]}]}, ledger=[{"stage": HOSTILE, "joules_of": HOSTILE}],
+            forgetting=[{**row, "after": HOSTILE, "split": HOSTILE, "verdict": HOSTILE} for row in forgotten()],
+            published=[{**rows[0], "published": 0.5, "paper_name": HOSTILE, "source": HOSTILE, "differs": [HOSTILE]}],
             examples=[{"problem": HOSTILE, "answer": HOSTILE, "good": side, "bad": side}] * 2,
             answers=[{"problem": HOSTILE, "gold": HOSTILE, "by": [{**side, "name": HOSTILE}]}],
         )
@@ -473,7 +528,7 @@ GAMED = {"what": "the reward is gamed", "evidence": "it `climbed`", "way_out": "
 
 
 def test_a_page_of_reinforcement_learning():
-    page = render(Report(name="r", title="t", learning=[LEARNED])).replace("\u202f%", " %")
+    page = render(Report(name="r", title="t", learning=[LEARNED])).replace("\u00a0%", " %")
     check(page)
     assert "the base is right in 34 % of its samples (pass@1), 41 % in its greedy answers" in page
     assert "44 points within its reach. After learning: pass@1 61 %, greedy 64 %." in page
@@ -487,7 +542,7 @@ def test_a_gamed_reward_is_shown_against_what_it_stands_for():
     page = render(Report(name="r", title="t", learning=[{**LEARNED, "findings": [GAMED]}]))
     check(page)
     assert "<b>the reward is gamed</b>: it <code>climbed</code>. The way out: stop." in page
-    assert "reward (1.21 to 1.60)" in page and "right answers (40% to 70%)" in page
+    assert "reward (1.21 to 1.60)" in page and "right answers (40 to 70 %)" in page
 
 
 def test_scores_stand_side_by_side_as_in_the_papers_table():
@@ -562,3 +617,193 @@ def test_budgets_stand_side_by_side():
     page = render(Report(name="r", title="t", budgets=[arm], ledger=[{"stage": "s"}]))
     check(page)
     assert "2 TFLOP" in page and "102.0 %" in page
+
+
+# -- what stands beside a score ------------------------------------------------------------------
+
+
+def unanswered() -> list[dict[str, Any]]:
+    shares = {"teacher": (0.0, 0.0, 0.0, 0.0), "distilled": (0.031, 0.012, 0.0, 0.0), "answers_only": (0.0, 0.0, 0.02, 0.02),
+              "untrained": (0.84, None, None, 0.05)}  # fmt: skip
+    keys = ("truncated", "unparsed", "timed_out", "failed")
+    return [
+        {**row, **dict(zip(keys, shares[row["name"]], strict=True)), "rerun": 0.0113}
+        for row in results()
+    ]
+
+
+def test_answers_that_are_none_stand_beside_the_scores():
+    page = render(replace(full(), results=unanswered())).replace("\u202f", " ")
+    check(page)
+    table = page.partition('aria-label="Answers that do not count"')[2].partition("</table>")[0]
+    assert (
+        "3.1 % truncated<br>1.2 % unparsed" in table and "84.0 % truncated<br>5.0 % failed" in table
+    )
+    assert "teacher" not in table and "2.0 % timed out</td>" in table  # its failures are those
+    whole = page.partition('aria-label="All scores"')[2].partition("</table>")[0]
+    assert "± 1.1" in whole and "unparsed" in whole and "timed out" in whole
+    assert "Answers that do not count" not in render(full())
+
+
+def test_the_terminal_says_so_too_in_a_line_a_model():
+    table = results_table(unanswered(), [])
+    assert (
+        "distilled: heldout truncated 3.1, unparsed 1.2; harder truncated 3.1, unparsed 1.2"
+        in table
+    )
+    assert "answers_only: heldout timed out 2.0; harder timed out 2.0" in table
+    assert table.count("\nuntrained") == 2 and table.count("\nteacher") == 1
+    assert max(map(len, table.splitlines())) <= 100
+    assert "no answers" not in results_table(results(), [])
+
+
+@pytest.mark.parametrize(
+    ("metric", "needed", "told"),
+    [
+        ("pass_at_1", (3_012, 36), "About 3,100 problems, or 36 samples of each, would settle it."),
+        ("pass_at_1", (3_012, None), "About 3,100 problems would settle it; more samples of these alone may not."),
+        ("greedy", (97, None), "About 97 problems would settle it."),
+        ("pass_at_1", (None, None), ""),
+    ],
+)  # fmt: skip
+def test_what_would_settle_it_is_told_in_words(metric, needed, told):
+    more = dict(zip(("num_problems", "num_samples"), needed, strict=True))
+    unclear = {**paired()[-1], "metric": metric, "needed": more}
+    assert results_table(results(), [unclear]).rstrip().endswith(f"). {told}".rstrip())
+    assert "settle" not in results_table(results(), [{**paired()[0], "needed": more}])
+
+
+def test_votes_and_ratings_are_called_by_their_names():
+    rating = {"name": "distilled", "split": "codeforces", "metric": "rating", "unit": "rating",
+              "value": 1203.4, "low": 1100.2, "high": 1310.0, "percentile": 41.3}  # fmt: skip
+    vote = {"name": "distilled", "split": "aime24", "metric": "cons_at_64", **interval(0.5, 30)}
+    follows = {
+        "name": "distilled",
+        "split": "ifeval",
+        "metric": "prompt_strict",
+        **interval(0.5, 30),
+    }
+    page = render(Report(name="r", title="t", results=[rating, vote, follows]))
+    check(page)
+    assert "1203 (1100–1310), above 41 % of contestants" in page and "cons@64" in page
+    assert "all instructions" in page and "a tie counts as" in page
+    table = results_table([vote, follows, rating], [])
+    assert " 1203  (1100-1310)" in table and "cons@64" in table
+    test = {"a": "distilled", "b": "b", "split": "codeforces", "metric": "rating", "unit": "rating",
+            "difference": 240.0, "low": 60.0, "high": 400.0, "p": 0.01}  # fmt: skip
+    told = (
+        "distilled is rated above b on codeforces, by 240 points of rating (+60 to +400, p = 0.01)"
+    )
+    assert told in results_table([rating], [test])
+    assert headline([rating], []).startswith(
+        "rating on `codeforces` problems: `distilled` 1203 (1100"
+    )
+
+
+# -- what it cost, what was forgotten, what the paper has ----------------------------------------
+
+
+def test_units_have_their_cost_and_where_it_comes_from():
+    page = render(full())
+    cost = page.partition('<section id="cost">')[2].partition("</section>")[0]
+    assert "A trace that was kept" in cost and "11.4 ms" in cost and "4.00 MFLOP" in cost
+    assert "sample, verify, curate" in cost and "its own making" in cost
+    assert "60.1 (55.0 to 64.2)" in cost and ">−3.0<" in cost and cost.count("no clear gain") == 1
+    assert "device time" not in cost and ">energy<" not in cost and "1.50 millionths" in cost
+
+
+def test_the_ledger_shows_what_was_measured_only():
+    known = [
+        {**row, "device_seconds": 8 * row["wall_seconds"], "joules": 1200.0, "joules_of": "RAPL", "money": None}
+        for row in full().ledger
+    ]  # fmt: skip
+    page = render(replace(full(), ledger=known, costs={}))
+    check(page)
+    cost = page.partition('<section id="cost">')[2].partition("</section>")[0]
+    assert "device time" in cost and "8.4 kJ" in cost and "Energy by RAPL." in cost
+    assert ">money<" not in cost and "device memory" not in cost
+
+
+def test_what_one_stage_does_not_tell_has_no_sum():
+    spent = {"verb": "evaluate", "wall_seconds": 1.0, "cpu_seconds": 1.0, "flops": 0.0}
+    ledger = [{**spent, "stage": "a", "joules": 1200.0}, {**spent, "stage": "b", "joules": None}]
+    page = render(Report(name="r", title="t", ledger=ledger))
+    total = page.partition("<tfoot>")[2].partition("</tfoot>")[0]
+    assert "1.2 kJ" in page and "kJ" not in total
+    assert "0 FLOP" not in page  # a server's: nobody knows them
+
+
+def test_the_journey_names_whom_it_has_not_introduced():
+    result = {"split": "aime24", "metric": "pass_at_1", "value": 0.3, "low": 0.1, "high": 0.5}
+    test = {"a": "one", "b": "two", "split": "aime24", "difference": 0.0, "low": -0.1, "high": 0.1}
+    results = [{**result, "name": name} for name in ("one", "two")]
+    page = render(Report(name="r", title="t", results=results, tests=[test]))
+    assert "of aime24 problems solved by one" in page
+
+
+def test_what_was_forgotten_is_told_with_both_scores():
+    page = render(full()).partition('<section id="forgetting">')[2].partition("</section>")[0]
+    assert "1.1 % (0.3–1.9)" in page and "61.2 % (57.3–65.1)" in page
+    assert '<td class="lost">worse than before</td>' in page and "−2.8 (−5.0 to −0.6)" in page
+    assert "cannot be told" in page and page.count(">–<") == 4  # scores that nobody has
+
+
+def test_the_paper_stands_beside_what_was_measured():
+    page = render(full()).partition('<section id="published">')[2]
+    assert "61.2 % (56.9–65.5)" in page and "83.9 %" in page and "v1, Table 5" in page
+    assert "<li>4 samples a problem here, 16 in the paper</li>" in page
+    assert "812 (640–990)" in page and ">954<br>" in page
+
+
+def test_the_journey_says_what_the_filters_were():
+    def kept(*names: str) -> str:
+        funnel = {"stage": "curate", "sampled": 9, "kept": 9, "dropped": {},
+                  "funnel": [{"filter": name, "reasons": {}, "left": 9} for name in names]}  # fmt: skip
+        page = render(Report(name="r", title="t", funnel=[funnel]))
+        return page.partition("of them kept")[2].partition("</li>")[0]
+
+    assert kept("correct", "finished", "deduplicate") == ": right, finished and new"
+    assert kept("correct", "near_duplicates", "exact_duplicates") == ": right and new"
+    assert kept("mine:rule") == ": mine:rule"
+    assert kept() == ": no filter was set"
+
+
+def test_what_there_was_to_gain_fits_a_line():
+    assert gain(LEARNED["gain"][0]) == (
+        "heldout pass@1 34 to 61 %, greedy 41 to 64 %, pass@16 78 %; there were 44 points to gain"
+    )
+
+
+def test_many_series_can_be_told_apart_by_colour_and_shape():
+    looks = [(svg.colour(series), svg.sign(series)) for series in range(36)]
+    assert len(set(looks)) == 36
+    # What looks alike but for its colour is apart for those who see red and green alike, too.
+    sure = {frozenset(pair) for pair in (("s0", "s3"), ("s1", "s4"), ("s2", "s5"))}
+    shapes: dict[str, set[str]] = {}
+    for colour, sign in looks[:24]:
+        shapes.setdefault(sign, set()).add(colour)
+    assert len(shapes) == 12 and all(frozenset(pair) in sure for pair in shapes.values())
+
+
+def test_no_two_of_many_models_share_a_mark_in_the_families():
+    names = [f"model_{number}" for number in range(20)]
+    rows = [
+        {"name": name, "split": "heldout", "metric": "greedy", "domain": domain, **interval(0.5, 9)}
+        for domain in ("x", "y")
+        for name in names
+    ]
+    page = render(Report(name="r", title="t", families=rows))
+    section = page.partition('<section id="families">')[2]
+    legend = re.findall(r'<li class="(s\d)">(<svg.*?</svg>)(\w+)</li>', section)
+    assert [name for *_, name in legend] == names
+    assert len({(colour, mark) for colour, mark, _ in legend}) == 20
+    marks = re.findall(r'<g class="(s\d)">.*?<path (.*?) transform', section)
+    assert len(marks) == 40 and len(set(marks)) == 20
+
+
+def test_a_long_name_leaves_room_for_its_score():
+    name = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
+    result = {"name": name, "split": "aime24", "metric": "pass_at_1", "value": 0.289}
+    page = render(Report(name="r", title="t", results=[{**result, "low": 0.2, "high": 0.4}]))
+    assert ">DeepSeek-…till-Qwen-1.5B</text>" in page
+    assert f'<th scope="row">{name}</th>' in page

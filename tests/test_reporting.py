@@ -44,6 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "scores": {"zero": ["./after/scores"], "base": "./before/scores"},
     }
     compare |= {"pairs": [["zero", "base"]], "metric": ["pass_at_1", "format"]}
+    compare |= {"forgetting": [["zero", "base"]]}
     stages = {"before": evaluate(base), "zero": grpo, "after": evaluate("./zero/model")}
     return limbeck.run({"stages": {**stages, "compare": compare}}, run=folder / "out")
 
@@ -64,12 +65,28 @@ def test_show_has_the_curves_and_what_there_was_to_gain(run):
 
 def test_words_and_page_tell_it_too(run):
     text = run.text()
-    assert "zero: On heldout the base is right in 0 % of its samples" in text
+    assert "zero: heldout pass@1 0 to 0 %, greedy 0 to 0 %, pass@2 0 to 0 %; there were" in text
     assert "zero: the answers do not have the asked-for form (of the first answers" in text
     page = run.write_report().read_text()
     assert "How zero learned from its own answers" in page and "What went wrong" in page
     assert page.count("<title>Entropy</title>") == 1
+    assert "likelier. This page says how well it answers now" in page  # a newborn does not think
+    assert "How well it answers" in page and "DeepSeek" not in page
     assert "heldout · pass@2" in page and "heldout · format" in page
+
+
+def test_the_page_has_what_it_costs_and_what_became_of_the_rest(run):
+    told = json.loads(json.dumps(run.summary()))
+    assert {row["name"] for row in told["frontier"]} == {"zero", "base"}
+    assert {row["verdict"] for row in told["forgetting"]} <= {"kept", "not distinguishable"}
+    assert told["published"] == []  # of problems and models that no paper knows
+    page = run.write_report().read_text()
+    shown = {
+        name for name in ("frontier", "forgetting", "cost", "published") if f'id="{name}"' in page
+    }
+    assert shown == {"forgetting", "cost"}  # nobody solves anything: there is no frontier
+    assert "A right answer, once it serves" in page
+    assert "Answers that do not count" in page  # a newborn never ends its text
 
 
 def test_curves_tell_a_round_once():

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 import limbeck
-from limbeck import tables
+from limbeck import store, tables
 from limbeck.errors import UserError, UserErrors
 
 pytest.importorskip("reasoning_gym")
@@ -98,8 +99,46 @@ def test_more_samples_buy_the_difference_only(tmp_path):
 
 def test_fewer_samples_are_refused(tmp_path):
     run = limbeck.run(RECIPE, run=tmp_path / "run")
-    with pytest.raises(UserErrors, match="num_samples was 2, is its default"):
+    with pytest.raises(UserErrors, match="num_samples was 2, is 1"):
         limbeck.run(changed(sample__num_samples=1), run=run.path)
+
+
+def asked(verb, num_samples):
+    """Three problems, and the samples of each; None leaves them at the stage's default."""
+    stages = {"collect": {**RECIPE["stages"]["collect"], "num": 3, "num_heldout": 0}}
+    stages["asked"] = {"stage": verb, "engine": "worked"}
+    problems, answers = "./collect/problems", "./asked/traces"
+    if verb == "sample":
+        stages["asked"]["problems"] = problems
+        stages["fed"] = {"stage": "verify", "problems": problems, "traces": answers}
+    else:
+        stages["asked"] |= {"problems": {"sums": problems}, "greedy": False}
+        stages["fed"] = {"stage": "compare", "scores": {"worked": "./asked/scores"}}
+    if num_samples is not None:
+        stages["asked"]["num_samples"] = num_samples
+    return {"name": "asked", "stages": stages}
+
+
+@pytest.mark.parametrize(
+    ("verb", "default", "grown", "shrunk"),
+    [
+        ("evaluate", 4, [(2, 4), (2, None), (3, 4), (4, 5), (None, 5)], [(4, 2), (5, 4), (5, 3)]),
+        ("sample", 1, [(1, 2), (None, 2), (2, 3)], [(2, 1), (2, None), (3, 2)]),
+    ],
+)
+def test_amounts_are_held_against_their_defaults(verb, default, grown, shrunk, tmp_path):
+    for before in {before for before, _ in [*grown, *shrunk]}:
+        run = limbeck.run(asked(verb, before), run=tmp_path / str(before))
+        assert set(states(asked(verb, before), run.path).values()) == {"done"}
+    for before, after in grown:
+        found = states(asked(verb, after), tmp_path / str(before))
+        assert found == {"collect": "done", "asked": "extend", "fed": "extend"}, (before, after)
+    for before, after in shrunk:
+        told = rf"asked: is of another recipe: num_samples was {before}, is {after or default}"
+        with pytest.raises(UserErrors, match=told):
+            limbeck.run(asked(verb, after), run=tmp_path / str(before))
+        with pytest.raises(UserErrors, match=rf"fed: .*num_samples was {before}, is"):
+            limbeck.run(asked(verb, after), run=tmp_path / str(before), redo=["asked"])
 
 
 def test_another_recipe_is_refused_with_the_field_and_the_ways_out(tmp_path):
@@ -147,6 +186,31 @@ def test_a_used_folder_of_another_run_or_of_something_else_is_refused(tmp_path):
         limbeck.run(RECIPE, run=tmp_path / "mine")
     with pytest.raises(UserError, match="is no stage"):
         limbeck.run(RECIPE, run=run.path, redo=["smaple"])
+
+
+def test_a_recipe_goes_on_with_a_run_of_its_base(tmp_path):
+    run = limbeck.run(RECIPE, run=tmp_path / "run")
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    more = {"more": {**RECIPE["stages"]["sample"], "stage": "sample", "seed": 7}}
+    grown = {"base": "base.yaml", "name": "grown", "stages": more}
+    (tmp_path / "grown.yaml").write_text(yaml.safe_dump(grown))
+    before = (run.path / "sample" / "stage.json").stat().st_mtime_ns
+    again = limbeck.run(tmp_path / "grown.yaml", run=run.path)
+    assert (run.path / "more" / "stage.json").exists()
+    assert (run.path / "sample" / "stage.json").stat().st_mtime_ns == before
+    assert again.recipe["name"] == "small"
+    limbeck.run(RECIPE, run=run.path)  # whose run it is still
+    own = limbeck.run(tmp_path / "grown.yaml", run=tmp_path / "own")
+    with pytest.raises(UserError, match="holds a run of 'grown', not 'small'"):
+        limbeck.run(RECIPE, run=own.path)
+
+
+def test_of_what_is_stale_the_first_stage_alone_is_told(tmp_path):
+    run = limbeck.run(RECIPE, run=tmp_path / "run")
+    with pytest.raises(UserErrors) as told:
+        limbeck.run(changed(sample__seed=5), run=run.path)
+    (error,) = told.value.errors
+    assert error.where.endswith("sample") and "--redo sample --redo verify" in error.way_out
 
 
 def test_an_interrupted_stage_is_resumed_and_equals_an_uninterrupted_one(tmp_path):
@@ -283,6 +347,18 @@ def test_how_a_stage_is_run_is_part_of_no_key():
     engine = Kind("engine", "limbeck.engines", "connect")
     plugin = engine.parse({"name": "local", "model": "a/b", "batch_rows": 7})
     assert split_fields(plugin) == ({"name": "local", "model": "a/b"}, {})
+
+
+def test_what_an_interrupted_stage_took_stays_in_its_book(tmp_path):
+    run = limbeck.run(RECIPE, run=tmp_path / "run")
+    before = {row["stage"]: row for row in run.ledger()}
+    (run.path / "curate" / "stage.json").unlink()  # as if a kill had come before it
+    limbeck.run(changed(collect__num=8), run=run.path)  # collect is made anew, larger
+    rows = {name: store.read_jsonl(run.path / name / "ledger.jsonl") for name in before}
+    for name in ("collect", "curate"):
+        assert len(rows[name]) % 2 == 0  # both times
+        took = {row["stage"]: row for row in run.ledger()}[name]
+        assert took["wall_seconds"] >= before[name]["wall_seconds"]
 
 
 def test_an_extended_data_set_is_in_the_order_of_a_fresh_one(tmp_path):

@@ -62,10 +62,13 @@ class Budget:
     @property
     def cost(self) -> float:
         """So far, 0 without prices."""
+        return self.price_of(self.tokens_in, self.tokens_out) or 0.0
+
+    def price_of(self, tokens_in: int, tokens_out: int) -> float | None:
+        """What so many tokens cost; None without prices."""
         if self.prices is None:
-            return 0.0
-        million_in, million_out = self.tokens_in / 1e6, self.tokens_out / 1e6
-        return million_in * self.prices["input"] + million_out * self.prices["output"]
+            return None
+        return tokens_in / 1e6 * self.prices["input"] + tokens_out / 1e6 * self.prices["output"]
 
     @property
     def is_reached(self) -> bool:

@@ -17,6 +17,7 @@ from limbeck import memory, models
 from limbeck.engines.decoder import kernel, weights
 from limbeck.engines.decoder.forward import Operations, read
 from limbeck.engines.decoder.plain import Plain
+from limbeck.engines.decoder.quantized import Stored
 from limbeck.engines.drafts import (
     Draft,
     NotFiniteError,
@@ -38,7 +39,8 @@ class LocalEngine:
 
     `name` is what its traces are signed with; `batch_rows` how many texts are written at once;
     `compiled` whether the kernel is used where it can be; `device` where it writes, the model's
-    own by default.
+    own by default. With `stored` its weights are what a folder of codes holds, and the model only
+    says what it is.
     """
 
     costs_money = False
@@ -52,16 +54,18 @@ class LocalEngine:
         batch_rows: int = 512,
         compiled: bool = True,
         device: torch.device | None = None,
+        stored: Stored | None = None,
     ) -> None:
         self.tokenizer, self.name, self.batch_rows = tokenizer, name, batch_rows
         self.num_parameters = models.num_parameters(model)
         self.config = model.config
-        self.decoder = weights.read(model, device)
+        self.decoder = weights.read(model, device, stored)
         self.context = self.longest_scored = self.decoder.context
         self.stops = stop_ids(model, tokenizer)
         self.operations: Operations = Plain()
         if compiled and kernel.fits(self.decoder) and (built := kernel.load()):
             self.operations = built
+            built.take_over(self.decoder)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Trace]:
         """One trace a request, as they finish.

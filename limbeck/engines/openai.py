@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
+from limbeck import sealed
 from limbeck.config import HowRun
 from limbeck.engines.budget import Budget, Prices
 from limbeck.engines.http import answers, questions
@@ -224,6 +225,8 @@ class OpenAIEngine:
                     return self._received(empty, body, sampling)
                 except (OpenAIError, TimeoutError, ValueError, RecursionError) as error:
                     fault, reason = error, one_line(error, self.key)
+                    if sealed.MARK in request.problem.meta and not stops_all(error):
+                        reason = type(error).__name__  # for what a server says may quote the exam
                 name = questions.refused_parameter(fault, sampling)
                 if name and name not in refused:
                     self.refused |= {name}

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
 from limbeck import ledger, secrets, store, tables
 from limbeck.config import StageConfig
+from limbeck.engines.budget import Budget
 from limbeck.engines.journaled import (
     count_earlier,
     forget,
@@ -120,6 +121,7 @@ def write_missing(
                 row["tokens_out"] = sum(t.completion_tokens for t in paid) + wasted_out
                 tokens = row["tokens_in"] + row["tokens_out"]
                 row["flops"] = ledger.forward_flops(engine.num_parameters or 0, tokens)
+                row |= bill(engine, row["tokens_in"], row["tokens_out"])
             # Behind its account: a kill in between makes the part again, and that costs again.
             traces.sort(key=lambda trace: place[trace.id])
             tables.write_part(table, tables.to_table("traces", traces))
@@ -131,6 +133,15 @@ def write_missing(
     there = tables.read_table(table, ["id"])["id"].to_pylist()
     if lost := {request.id for request in requests} - set(there):
         raise RuntimeError(f"{table} lacks {len(lost)} of the rows that were asked for")
+
+
+def bill(engine: Generator, tokens_in: int, tokens_out: int) -> dict[str, Any]:
+    """What an account says of a server that is paid."""
+    if not engine.costs_money:
+        return {}
+    budget: Budget | None = getattr(engine, "budget", None)
+    money = budget.price_of(tokens_in, tokens_out) if budget else None
+    return {"unpriced": True} if money is None else {"money": money}
 
 
 @contextmanager

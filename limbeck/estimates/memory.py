@@ -93,18 +93,21 @@ class TrainingMemory:
 
 @dataclass(frozen=True)
 class WritingMemory:
-    """A model that writes: its weights, and keys and values of `rows` texts of `tokens` tokens."""
+    """A model that writes: its weights, quantized ones as they are where the engine keeps them
+    `packed`, and keys and values of `rows` texts of `tokens` tokens."""
 
     shape: Shape
     dtype: str
     rows: float
     tokens: float
+    packed: bool = False
 
     def bytes_per_device(self, devices: int) -> float:
         """What one of so many devices holds if they share the model."""
         shape, width = self.shape, WIDTH[self.dtype]
         cache = 2 * shape.num_layers * shape.key_width * self.rows * self.tokens
-        return SLACK * width * (shape.num_parameters + cache) / devices
+        weights = shape.num_bytes(width) if self.packed else width * shape.num_parameters
+        return SLACK * (weights + width * cache) / devices
 
     def ways_out(self, devices: int, spreads: bool, room: float) -> Iterator[str]:
         """What would fit in `room` bytes a device."""
@@ -117,4 +120,26 @@ class WritingMemory:
             yield f"vllm on {ceil(one / room)} devices or more"
 
 
-Memory = TrainingMemory | WritingMemory
+@dataclass(frozen=True)
+class CalibrationMemory:
+    """Texts that go through a model layer by layer: one layer, `at_once` tokens in it and, with
+    `gram`, what is summed of their products and its inverse; all in float32."""
+
+    shape: Shape
+    at_once: float
+    gram: bool = False
+
+    def bytes_per_device(self, devices: int) -> float:
+        """What the one device holds; the other layers, and what enters the next, the host keeps."""
+        shape = self.shape
+        inside = 6 * shape.hidden_size + 2 * shape.key_width + 4 * shape.intermediate_size
+        sums = 4 * shape.hidden_size**2 + shape.intermediate_size**2 if self.gram else 0.0
+        return SLACK * WEIGHT * (shape.layer_parameters + self.at_once * inside + 2 * sums)
+
+    def ways_out(self, devices: int, spreads: bool, room: float) -> Iterator[str]:
+        """What would fit in `room` bytes."""
+        if self.gram and replace(self, gram=False).bytes_per_device(1) <= room:
+            yield "a method that needs no products of inputs (wanda, round)"
+
+
+Memory = TrainingMemory | WritingMemory | CalibrationMemory

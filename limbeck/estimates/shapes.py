@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,9 @@ KNOWN = {  # what their config.json says, in the order of FIELDS
 @dataclass(frozen=True)
 class Shape:
     """A model's size. `num_active` are the parameters that a token meets, fewer in a mixture of
-    experts; `key_width` is that of a token's keys in one layer; `source` says who told."""
+    experts; `key_width` is that of a token's keys in one layer; `source` says who told.
+    `num_tables` are the embeddings and, where it is not tied to them, the head; `bits` those of a
+    number in the matrices of its layers, where these are quantized."""
 
     num_parameters: float = nan
     num_active: float = nan
@@ -62,12 +64,38 @@ class Shape:
     key_width: float = nan
     vocabulary: float = nan
     source: str = "unknown"
+    num_tables: int = 1
+    bits: float | None = None
+
+    @property
+    def block_parameters(self) -> float:
+        """Those of all layers; all that there are, where nobody tells how large the tables are."""
+        tables = self.num_tables * self.vocabulary * self.hidden_size
+        return self.num_parameters - (0.0 if isnan(tables) else tables)
 
     @property
     def layer_parameters(self) -> float:
-        """Those of one layer, without the embeddings."""
-        table = self.vocabulary * self.hidden_size
-        return (self.num_parameters - table) / self.num_layers
+        """Those of one layer."""
+        return self.block_parameters / self.num_layers
+
+    def num_bytes(self, width: float) -> float:
+        """Of its weights at `width` bytes a number, but for those that are quantized."""
+        saved = 0.0 if self.bits is None else max(0.0, width - self.bits / 8)
+        return self.num_parameters * width - self.block_parameters * saved
+
+    def shallower(self, share: float) -> Shape:
+        """Without a share of its layers."""
+        return replace(self._smaller(share), num_layers=self.num_layers * (1 - share))
+
+    def narrower(self, share: float) -> Shape:
+        """With layers of which heads and neurons have gone alike."""
+        widths = {n: getattr(self, n) * (1 - share) for n in ("intermediate_size", "key_width")}
+        return replace(self._smaller(share), **widths)
+
+    def _smaller(self, share: float) -> Shape:
+        left = 1 - share * self.block_parameters / self.num_parameters
+        active = self.num_active * left
+        return replace(self, num_parameters=self.num_parameters * left, num_active=active)
 
     def adapter_parameters(self, rank: int) -> float:
         """Those of adapters of this rank on every linear layer but the head."""
@@ -100,7 +128,7 @@ def of_config(config: Mapping[str, Any], source: str = "its config.json") -> Sha
     layer = 2 * hidden * (queries + keys) + bias + 3 * hidden * inner + norms
     tables = 1 if config.get("tie_word_embeddings", False) else 2
     num = layers * layer + tables * words * hidden + hidden
-    return Shape(num, num, hidden, inner, layers, keys, words, source)
+    return Shape(num, num, hidden, inner, layers, keys, words, source, tables)
 
 
 def _gpt2(config: Mapping[str, Any], source: str) -> Shape:
@@ -117,7 +145,7 @@ def of_model(model: str) -> Shape:
     name = model.partition("@")[0]
     if config := _config_at_hand(model):
         try:
-            found = of_config(config)
+            found = replace(of_config(config), bits=_bits(config))
         except (KeyError, TypeError):  # it lacks what others have
             found = UNKNOWN
         if not isnan(found.num_parameters):
@@ -129,6 +157,13 @@ def of_model(model: str) -> Shape:
     size = NAMED_SIZE.search(name.replace("-", " ").replace("_", " "))
     num = float(size[1]) * (1e9 if size[2] in "bB" else 1e6) if size else 0.0
     return Shape(num, num, source="its name") if num else UNKNOWN
+
+
+def _bits(config: Mapping[str, Any]) -> float | None:
+    """Of a number in the matrices that compressed-tensors has quantized."""
+    groups = (config.get("quantization_config") or {}).get("config_groups") or {}
+    told = [group["weights"]["num_bits"] for group in groups.values()]
+    return float(max(told)) if told else None
 
 
 def _config_at_hand(model: str) -> dict[str, Any] | None:

@@ -5,22 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import isnan
 
-from limbeck.estimates import Estimate, Estimates
+from limbeck.estimates.result import Estimate, Estimates
 
-HEAD = ("stage", "", "", "parameters", "tokens", "FLOPs", "memory each", "time", "cost")
+HEAD = ("stage", "", "", "parameters", "tokens", "FLOPs", "memory", "time", "cost")
 UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
-SPANS = ((365.25 * 86400, "years"), (86400, "days"), (3600, "hours"), (60, "minutes"))
+YEAR = 365.25 * 86400
+MOST_YEARS = 1000  # beyond it a figure says no more
+SPANS = ((YEAR, "years"), (86400, "days"), (3600, "hours"), (60, "minutes"))
 
 
 def table(estimates: Estimates) -> str:
-    """A row a stage, the sums of what is still to be done, what does not fit, the assumptions."""
+    """A row a stage, the sums of what is still to be done, notes, the assumptions."""
     rows = [HEAD, *map(_row, estimates.stages)]
-    computes = any(stage.work.efforts or stage.work.tokens for stage in estimates.stages)
-    if computes:
+    computes = any(stage.seconds or stage.work.tokens for stage in estimates.stages)
+    if estimates.around:
+        rows.append(("beginning and report", *[""] * 6, span(estimates.around), ""))
+    if computes and estimates.is_to_do:
         rows.append(("in all", *[""] * 6, span(estimates.seconds), money(estimates.cost)))
     lines = list(_aligned(rows if computes else [row[:3] for row in rows[1:]]))
-    lines += [f"{s.step.stage.name}: {note}" for s in estimates.stages for note in s.notes]
-    return "\n".join([*lines, f"assumed: {estimates.assumptions()}"] if computes else lines)
+    lines += _notes(estimates)
+    assumed = estimates.assumptions() if computes else ""
+    return "\n".join([*lines, f"assumed: {assumed}"] if assumed else lines)
+
+
+def _notes(estimates: Estimates) -> Iterator[str]:
+    """Each note once, behind the names of the stages it is of; of many the first alone."""
+    told: dict[str, list[str]] = {}
+    for stage in estimates.stages:
+        for note in stage.notes:
+            told.setdefault(note, []).append(stage.step.stage.name)
+    for note, (first, *others) in told.items():
+        names = f"{first} and {len(others)} others" if len(others) > 1 else ", ".join(told[note])
+        yield f"{names}: {note}"
 
 
 def _row(estimate: Estimate) -> tuple[str, ...]:
@@ -64,6 +80,8 @@ def size(num_bytes: float) -> str:
 
 
 def span(seconds: float) -> str:
+    if seconds >= MOST_YEARS * YEAR:
+        return f"over {MOST_YEARS:,} years"
     for length, unit in SPANS:
         if seconds >= 2 * length:
             return f"{seconds / length:,.3g} {unit}"

@@ -18,7 +18,8 @@ def sft(config: Any, given: Given) -> Work:
     data = given.table(config.data)
     longest = min(config.max_length, data.longest)
     at_once = _at_once(config, longest, config.batch_size * data.tokens)
-    return Work(shape, tokens, efforts, _training_memory(config, shape, at_once), model=shape)
+    memory = _training_memory(config, shape, at_once)
+    return Work(shape, tokens, data.rows, 1, efforts, memory, model=shape)
 
 
 def distill(config: Any, given: Given) -> Work:
@@ -54,7 +55,8 @@ def grpo(config: Any, given: Given) -> Work:
         copies=4.0 if config.kl else 0.0,
         whole_copies=0.0 if config.engine else 4.0,
     )
-    return Work(shape, tokens, efforts, memory, model=shape)
+    rows = given.table(config.problems).rows
+    return Work(shape, tokens, rows, 1, efforts, memory, model=shape)
 
 
 def reward_model(config: Any, given: Given) -> Work:
@@ -66,7 +68,7 @@ def reward_model(config: Any, given: Given) -> Work:
     efforts = (_training(config, shape, tokens),)
     at_once = _at_once(config, min(config.max_length, rows.longest), config.batch_size * length)
     memory = _training_memory(config, shape, at_once)
-    return Work(shape, tokens, efforts, memory, spread=False, model=shape)
+    return Work(shape, tokens, rows.rows, 1, efforts, memory, spread=False, model=shape)
 
 
 def choose(config: Any, given: Given) -> Work:

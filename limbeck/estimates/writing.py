@@ -10,13 +10,14 @@ from typing import Any
 from limbeck.config import Plugin
 from limbeck.estimates.memory import WritingMemory
 from limbeck.estimates.shapes import of_config
-from limbeck.estimates.work import Amount, Effort, Given, Work, forward_flops, reading
+from limbeck.estimates.work import PLAIN, Amount, Effort, Given, Work, forward_flops, reading
 
-PLAIN = ("worked", "readable", "gold")  # engines that are plain functions
+TURNS_AT_LOAD = 2  # answers one by one, in whose time many are written at once
 
 
 def collect(config: Any, given: Given) -> Work:
-    return Work(tables={"problems": Amount(config.num), "heldout": Amount(config.num_heldout)})
+    tables = {"problems": Amount(config.num), "heldout": Amount(config.num_heldout)}
+    return Work(rows=config.num + config.num_heldout, tables=tables)
 
 
 def create(config: Any, given: Given) -> Work:
@@ -33,7 +34,8 @@ def create(config: Any, given: Given) -> Work:
     }
     if config.tokenizer:
         fields["vocab_size"] = given.model(config.tokenizer).vocabulary
-    return Work(model=of_config(fields, "the recipe"))
+    rows = given.table(config.texts).rows if config.texts else 0.0
+    return Work(rows=rows, model=of_config(fields, "the recipe"))
 
 
 def adopt(config: Any, given: Given) -> Work:
@@ -55,17 +57,19 @@ def rewrite(config: Any, given: Given) -> Work:
 
 
 def verify(config: Any, given: Given) -> Work:
-    return Work(unknown=_judged(config), tables={"verdicts": given.table(config.traces)})
+    traces = given.table(config.traces)
+    return Work(rows=traces.rows, unknown=_judged(config), tables={"verdicts": traces})
 
 
 def curate(config: Any, given: Given) -> Work:
-    return Work(tables={"dataset": given.table(config.traces)})
+    traces = given.table(config.traces)
+    return Work(rows=traces.rows, tables={"dataset": traces, "decisions": traces})
 
 
 def general(config: Any, given: Given) -> Work:
     dataset = Amount(config.num, given.mean_tokens, config.max_tokens)
     if config.engine is None:
-        return Work(tables={"dataset": dataset})
+        return Work(rows=config.num, tables={"dataset": dataset})
     length = given.length(config.max_tokens)
     work = written(config.engine, config.num, length, given, config.max_tokens)
     return replace(work, tables={"dataset": dataset})
@@ -77,7 +81,8 @@ def mix(config: Any, given: Given) -> Work:
         part = given.table(path)
         rows = min(config.num[name], part.rows) if name in config.num else part.rows
         taken.append(replace(part, rows=rows))
-    return Work(tables={"dataset": together(taken)})
+    mixed = together(taken)
+    return Work(rows=mixed.rows, tables={"dataset": mixed})
 
 
 def together(parts: Iterable[Amount]) -> Amount:
@@ -97,15 +102,53 @@ def score(config: Any, given: Given) -> Work:
     shape = given.model(config.teacher)
     effort = reading(shape, data.total, config.dtype)
     memory = WritingMemory(shape, config.dtype, 1, config.max_length)
-    return Work(shape, data.total, (effort,), memory, spread=False, tables=tables)
+    return Work(shape, data.total, data.rows, 1, (effort,), memory, spread=False, tables=tables)
 
 
 def evaluate(config: Any, given: Given) -> Work:
-    num = sum(given.table(path).rows for path in config.problems.values())
-    num *= config.num_samples + config.greedy
+    asked = sum(given.table(path).rows for path in config.problems.values())
+    num = asked * (config.num_samples + config.greedy)
     length = given.length(config.max_tokens)
     work = written(config.engine, num, length, given, config.max_tokens)
-    return replace(work, unknown=work.unknown + _judged(config))
+    metrics = bool(config.num_samples) + config.greedy
+    scores = {"scores": Amount(asked * metrics)}
+    return replace(work, unknown=work.unknown + _judged(config), tables=scores)
+
+
+def likelihood(config: Any, given: Given) -> Work:
+    """Gold answers are read by the model, and by its teacher; how long they are is measured."""
+    rows = sum(given.table(path).rows for path in config.problems.values())
+    shape = given.model(config.model)
+    tables = {"scores": Amount(rows * (2 if config.teacher else 1))}
+    memory = WritingMemory(shape, config.dtype, 1, config.micro_batch_tokens)
+    unknown = ("how long the gold answers are",)
+    return Work(rows=rows, memory=memory, spread=False, unknown=unknown, tables=tables)
+
+
+def profile(config: Any, given: Given) -> Work:
+    """Each model answers in each round, and once before them, one by one and at load."""
+    length = given.length(config.max_tokens)
+    num_rounds = config.num_rounds + 1
+    num = num_rounds * (1 + config.num_latency + config.num_load)
+    works = [
+        written(engine, num, length, given, config.max_tokens) for engine in config.engines.values()
+    ]
+    largest = max(works, key=lambda work: work.memory.bytes_per_device(1) if work.memory else 0.0)
+    turns = num_rounds * (1 + config.num_latency + TURNS_AT_LOAD) * len(works)
+    return replace(
+        largest,
+        tokens=0.0,
+        efforts=tuple(effort for work in works for effort in work.efforts),
+        rows=turns,
+        batch_rows=1,
+        paid=sum(work.paid for work in works),
+        unknown=tuple(dict.fromkeys(what for work in works for what in work.unknown)),
+    )
+
+
+def compare(config: Any, given: Given) -> Work:
+    paths = [[one] if isinstance(one, str) else one for one in config.scores.values()]
+    return Work(rows=sum(given.table(path).rows for several in paths for path in several))
 
 
 def prefer(config: Any, given: Given) -> Work:
@@ -114,15 +157,11 @@ def prefer(config: Any, given: Given) -> Work:
     rows = given.table(config.problems).rows * config.num_pairs
     tables = {name: replace(traces, rows=rows) for name in ("pairs", "heldout")}
     if config.judge is None:
-        return Work(tables=tables)
+        return Work(rows=traces.rows, tables=tables)
     length = given.length(config.judge_max_tokens)
     asked = rows * config.num_times
     work = written(config.judge, asked, length, given, config.judge_max_tokens, 2 * traces.tokens)
     return replace(work, tables=tables)
-
-
-def nothing(config: Any, given: Given) -> Work:
-    return Work()
 
 
 def written(
@@ -131,17 +170,17 @@ def written(
     """Work of an engine that writes `num` texts of `tokens` tokens, each after `read` others."""
     total = num * (tokens + read)
     if engine.name in PLAIN:
-        return Work()
+        return Work(rows=num)
     if engine.name == "openai":
         return _asked(engine, num * read, num * tokens)
-    if engine.name not in ("local", "vllm"):
+    if engine.name not in ("local", "llama_cpp", "vllm"):
         return Work(unknown=(f"what the engine {engine.name} computes",))
     shape = given.model(engine.knobs["model"])
-    is_here = engine.name == "local"
-    rows = engine.knobs["batch_rows"] if is_here else 1
-    memory = WritingMemory(shape, engine.knobs["dtype"], rows, tokens if is_here else longest)
-    effort = Effort("writing", forward_flops(shape, total), engine.knobs["dtype"])
-    return Work(shape, total, (effort,), memory, spread=not is_here)
+    is_here, dtype = engine.name != "vllm", engine.knobs.get("dtype", "float16")
+    rows, length = (engine.knobs["batch_rows"], tokens) if is_here else (1, longest)
+    memory = WritingMemory(shape, dtype, rows, length, packed=engine.name != "local")
+    effort = Effort("writing", forward_flops(shape, total), dtype)
+    return Work(shape, total, num, rows if is_here else num, (effort,), memory, spread=not is_here)
 
 
 def _asked(engine: Plugin, tokens_in: float, tokens_out: float) -> Work:

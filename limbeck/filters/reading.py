@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 
 from pydantic import NonNegativeInt, PositiveInt
 
@@ -29,6 +29,8 @@ DRESS = re.compile(  # what an answer wears
     r"|\^\{?\\circ\}?|\\?%|[\s$]|^\s*[a-zA-Z]\s*="
 )
 NUMBER = re.compile(r"[0-9]{1,40}(?:(?:,|\{,\}|\\,|\\!|,\\!)[0-9]{3}(?![0-9]))*(?:\.[0-9]{1,40})?")
+# Not the process's own, which others set: reasoning_gym does, to six digits.
+EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
 SYMBOL = re.compile(rf"[-−]?{NUMBER.pattern}|[^\W\d_]+")
 LABEL = re.compile(  # numbers that only count: list items, steps, indices
     r"^[ \t#*]*[0-9]{1,2}[.):][ \t*]|\b(?:step|case|part|term|equation)\s+[0-9]+|_\{?[0-9]+",
@@ -142,7 +144,7 @@ def undressed(answer: str) -> str:
     text = DRESS.sub("", answer).removesuffix(".").lower()
     text = text.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
     sign, number = ("-", text[1:]) if text[:1] in ("-", "−") else ("", text)
-    return f"{sign}{_value(number).normalize():f}" if NUMBER.fullmatch(number) else text
+    return f"{sign}{_value(number).normalize(EXACT):f}" if NUMBER.fullmatch(number) else text
 
 
 def _num_new(summary: str, thinking: str) -> int:
@@ -159,7 +161,8 @@ def _num_new(summary: str, thinking: str) -> int:
 def _follows(written: str, known: set[Decimal]) -> bool:
     """Whether a number is known: as it is, rounded, as a percentage, or as a list of numbers."""
     number = _value(written)
-    if not known.isdisjoint((number, number.scaleb(2), number.scaleb(-2))) or number == 100:
+    ways = (number, number.scaleb(2, EXACT), number.scaleb(-2, EXACT))
+    if not known.isdisjoint(ways) or number == 100:
         return True
     if "." in written:
         places = len(written.rpartition(".")[2])

@@ -5,12 +5,18 @@ word; templates and tokenizers, which are programs, first run in a child process
 time, memory and output. What is refused is a UserError with file and reason.
 """
 
-from limbeck.guard.folders import check_files, check_model_folder, check_tokenizer
+from limbeck.guard.folders import (
+    check_files,
+    check_model_folder,
+    check_tokenizer,
+    read_configs,
+)
 from limbeck.guard.rows import check_parquet, check_regular, lines, parse_rows
-from limbeck.guard.weights import num_elements
+from limbeck.guard.weights import SINGLE, num_bytes, num_elements
 from limbeck.guard.worker import is_trusted, render, trust_template
 
 __all__ = [
+    "SINGLE",
     "check_files",
     "check_model_folder",
     "check_parquet",
@@ -18,8 +24,10 @@ __all__ = [
     "check_tokenizer",
     "is_trusted",
     "lines",
+    "num_bytes",
     "num_elements",
     "parse_rows",
+    "read_configs",
     "render",
     "trust_template",
 ]

@@ -117,9 +117,11 @@ def answer(request):  # type: ignore[no-untyped-def]
     try:
         return {"render": render, "tokenize": tokenize}[request["do"]](request)
     except MemoryError:
-        return {"error": "it takes more memory than it may"}
+        return {"error": "it takes more memory than it may", "too_much": True}
+    except OverflowError:  # of jinja's sandbox, for a range
+        return {"error": "it counts further than it may", "too_much": True}
     except RecursionError:
-        return {"error": "it calls itself without end"}
+        return {"error": "it calls itself without end", "too_much": True}
     except BaseException as error:  # a panic of Rust is no Exception
         words = " ".join(str(error).split())[:200]
         return {"error": f"{type(error).__name__}: {words}"}

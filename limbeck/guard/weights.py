@@ -154,6 +154,12 @@ def read_weights(folder: Path) -> dict[str, Stored]:
     return {name: headers[shard][name] for name, shard in shards.items()}
 
 
+def num_bytes(folder: Path) -> int | None:
+    """What a folder's weights take on disk, adapters beside them left out; None without any."""
+    files = [*folder.glob("model*.safetensors")] or [*folder.glob("*.gguf")]
+    return sum(file.stat().st_size for file in files) or None
+
+
 def num_elements(folder: Path) -> int:
     """How many numbers a folder's weights hold."""
     return sum(tensor.num_elements for tensor in read_weights(folder).values())

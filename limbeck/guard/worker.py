@@ -41,6 +41,10 @@ class Died(Exception):
     """The child is gone, and with it what it was asked."""
 
 
+class TooMuch(UserError):
+    """What a template takes more of than any honest one."""
+
+
 def trust_template(template: str) -> None:
     """Our own template is rendered in this process."""
     _trusted.add(template)
@@ -76,9 +80,12 @@ def render(
                 reply = _ask(_kept_child(), request, most=12 * (MAX_CHARS + 4 * said) + MAX_WORDS)
             except Died:
                 _forget_child()
-                reply = {"error": f"it takes more than {RENDER_S:g} s or 1 GiB"}
+                reason = f"it takes more than {RENDER_S:g} s or 1 GiB"
+                reply = {"error": reason, "too_much": True}
         if "error" in reply:
-            raise _bad_template(where, reply["error"])
+            what = f"its chat template cannot be rendered ({reply['error']})"
+            kind = TooMuch if "too_much" in reply else UserError
+            raise kind(where, what, "mend or replace its chat_template.jinja")
         texts += reply["texts"]
     return texts
 
@@ -107,11 +114,6 @@ def probe_tokenizer(path: Path, content_hash: str) -> int:
             raise UserError(str(path), what, "take the tokenizer of another revision or model")
         _probed[content_hash] = reply["largest"]
     return _probed[content_hash]
-
-
-def _bad_template(where: str, reason: str) -> UserError:
-    what = f"its chat template cannot be rendered ({reason})"
-    return UserError(where, what, "mend or replace its chat_template.jinja")
 
 
 def _kept_child() -> subprocess.Popen[bytes]:

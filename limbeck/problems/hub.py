@@ -72,4 +72,5 @@ def rows(
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         where = f"{where}:{line + 1}" if line else where
-        raise UserError(where, reason, "mend its name, or download it and use `file`") from error
+        way_out = "mend its name, or download it and give path=FILE"
+        raise UserError(where, reason, way_out) from error

@@ -23,7 +23,7 @@ def tests_of(row: Mapping[str, Any], column: str, where: str) -> dict[str, Any]:
     `prompt` and `entry_point`); or P3's `sat`. UserError for anything else.
     """
     cell = _parsed(row.get(column))
-    if isinstance(cell, Mapping) and "test_cases" in cell:
+    if isinstance(cell, Mapping) and isinstance(cell.get("test_cases"), list | str):
         tests = _of_open_r1(cell)
     elif isinstance(cell, str) and "def sat(" in cell:
         tests = [{"sat": cell}]
@@ -55,8 +55,10 @@ def _of_open_r1(info: Mapping[str, Any]) -> list[Any]:
     return [_of_case(case) for case in _parsed(info["test_cases"])]
 
 
-def _of_case(case: Mapping[str, Any]) -> dict[str, Any]:
-    """A text in and a text out, or a call whose arguments and value are JSON."""
+def _of_case(case: Any) -> dict[str, Any]:
+    """A text in and a text out, or a call whose arguments and value are JSON; else nothing."""
+    if not isinstance(case, Mapping) or not {"input", "output"} <= case.keys():
+        return {}
     if not case.get("fn_name"):
         return {"stdin": case["input"], "stdout": case["output"]}
     args = _parsed(case["input"])
@@ -81,5 +83,5 @@ def _parsed(cell: Any) -> Any:
     """What a JSON text says; anything else as it is."""
     try:
         return json.loads(cell) if isinstance(cell, str) else cell
-    except ValueError:
+    except (ValueError, RecursionError):
         return cell

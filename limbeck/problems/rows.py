@@ -10,7 +10,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from limbeck.errors import UserError
-from limbeck.problems import is_text, make_problem
+from limbeck.problems import is_text, make_problem, protocol
 from limbeck.problems.programs import reference_of, tests_of
 from limbeck.types import Problem
 
@@ -31,16 +31,16 @@ class Columns:
     name, `licence` its licence, where known.
     """
 
-    question: str
-    answer: str
-    answer_after: str | None
-    verifier: str | dict[str, Any]
-    prompt: str
-    domain: str | None
-    choices: str | None
-    tests: str | None
-    source: str
-    licence: str | None
+    question: str = "question"
+    answer: str = "answer"
+    answer_after: str | None = None
+    verifier: str | dict[str, Any] = "number"
+    prompt: str = "{question}"
+    domain: str | None = None
+    choices: str | None = None
+    tests: str | None = None
+    source: str = ""
+    licence: str | None = None
 
 
 def problem_from_row(row: Mapping[str, Any], where: str, columns: Columns) -> Problem:
@@ -53,13 +53,15 @@ def problem_from_row(row: Mapping[str, Any], where: str, columns: Columns) -> Pr
     asserted = [test["asserts"] for test in known.get("tests", ()) if "asserts" in test]
     texts = {"{question}": asked, "{tests}": "\n".join(asserted)}
     licence = {"licence": columns.licence} if columns.licence else {}
+    # What only says how to answer can give way to other words; another prompt may be the task.
+    bare = {"question": asked} if columns.prompt in (protocol.BOXED, protocol.LETTER) else {}
     return make_problem(
         # In one go, and not str.format: questions and prompts speak of {tests} and \boxed{}.
         re.sub(r"\{question\}|\{tests\}", lambda mark: texts[mark[0]], columns.prompt),
         answered,
         verifier=columns.verifier,
         domain=_text(row, columns.domain, where) if columns.domain else "",
-        meta={"source": columns.source, **licence, **known},
+        meta={"source": columns.source, **licence, **bare, **known},
     )
 
 
@@ -82,7 +84,8 @@ def _short_answer(row: Mapping[str, Any], columns: Columns, where: str) -> str:
     if mark is None:
         return answered
     if mark not in answered:
-        raise UserError(where, f"no {mark!r} in {columns.answer!r}", "mend `answer_after`")
+        what = f"no {mark!r} in {columns.answer!r}"
+        raise UserError(where, what, f"write the answer behind {mark!r}")
     return answered.rpartition(mark)[2].strip()
 
 
@@ -92,12 +95,12 @@ def _choices(row: Mapping[str, Any], column: str, where: str) -> tuple[list[str]
     if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
         try:
             cell = json.loads(cell)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             what = f"{column!r} is no JSON ({error})"
             raise UserError(where, what, "mend it, or name another column") from error
     labels = list(ascii_uppercase)
-    if isinstance(cell, Mapping) and {"text", "label"} <= cell.keys():
-        cell, labels = cell["text"], [str(label) for label in cell["label"]]
+    if isinstance(cell, Mapping) and isinstance(cell.get("label"), list):
+        labels, cell = [str(label) for label in cell["label"]], cell.get("text")
     if not isinstance(cell, list) or not 2 <= len(cell) <= len(ascii_uppercase):
         what = f"{column!r} holds no 2 to {len(ascii_uppercase)} options"
         raise UserError(where, what, "name the column with the list of options")
@@ -121,7 +124,7 @@ def _letter(answer: Any, texts: list[str], labels: list[str], where: str) -> str
         found = [known.index(name) for name in names for known in (labels, texts) if name in known]
         place = found[0] if found else None
     if place is None:
-        what = f"the answer {answer!r} is none of the {len(texts)} options"
+        what = f"the answer {answer!r:.40} is none of the {len(texts)} options"
         raise UserError(where, what, "name the column with the right option's letter or number")
     return ascii_uppercase[place]
 

@@ -1,15 +1,15 @@
 """The report of a run: one HTML file with everything in it, and the same table for a terminal."""
 
-from limbeck.report.page import DISTRIBUTION_INTRO, INTRO, LEARNING_INTRO, Report, render
-from limbeck.report.sentences import gain, headline, results_table
+from limbeck.report.contents import Report
+from limbeck.report.opening import headline, intro
+from limbeck.report.page import render
+from limbeck.report.terminal import gain, results_table
 
 __all__ = [
-    "DISTRIBUTION_INTRO",
-    "INTRO",
-    "LEARNING_INTRO",
     "Report",
     "gain",
     "headline",
+    "intro",
     "render",
     "results_table",
 ]

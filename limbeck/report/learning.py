@@ -100,7 +100,11 @@ def _against(curves: Mapping[str, Points]) -> dict[str, Any]:
     for label, name in (("reward", "reward"), ("right answers", worth)):
         values = [value for _, value in curves[name]]
         low, high = min(values), max(values)
-        ends = f"{low:.2f} to {high:.2f}" if name == "reward" else f"{low:.0%} to {high:.0%}"
+        ends = (
+            f"{low:.2f} to {high:.2f}"
+            if name == "reward"
+            else f"{100 * low:.0f} to {100 * high:.0f} %"
+        )
         lines[f"{label} ({ends})"] = [
             (step, 100 * (value - low) / ((high - low) or 1)) for step, value in curves[name]
         ]

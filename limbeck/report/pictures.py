@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from limbeck.report import formats, plots, sentences
+from limbeck.report.scatter import LONGEST, short
 
 if TYPE_CHECKING:
-    from limbeck.report.page import Report, Row
+    from limbeck.report.contents import Report, Row
+
+PICTURED = ("nats", "rating")  # units whose metrics have a picture of their own
 
 
 def series_of(report: Report) -> dict[str, int]:
     """A colour and a shape for each name, the student's (the first test's a) always the first."""
     first = [report.tests[0]["a"]] if report.tests else []
-    rows = [*report.results, *report.families]
+    rows = [*report.results, *report.families, *report.frontier]
     return {name: i for i, name in enumerate(dict.fromkeys([*first, *(r["name"] for r in rows)]))}
 
 
@@ -25,28 +28,35 @@ def score_plots(report: Report) -> list[dict[str, Any]]:
     colours, found = series_of(report), []
     for split, metric in _pictured(report.results):
         rows = [r for r in report.results if (r["split"], r["metric"]) == (split, metric)]
-        in_units, label = "unit" in rows[0], sentences.label(metric)
-        guess = None if in_units or metric == "f1" else _guess(report, split)
+        unit, label = rows[0].get("unit"), sentences.label(metric)
+        guess = None if unit or metric == "f1" else _guess(report, split)
         lines = [
-            plots.IntervalRow(row["name"], [_mark(row, colours)], formats.percent(row), guess)
+            plots.IntervalRow(
+                _fitting(row["name"]), [_mark(row, colours)], formats.percent(row), guess
+            )
             for row in rows
         ]
         desc = f"{label}: " + "; ".join(f"{r['name']} {sentences.cell(r)}" for r in rows)
-        title = f"{label}, {split}" if in_units else f"Share of {split} problems solved"
-        svg = plots.interval_plot(title, desc, lines, in_units)
+        title = f"{label}, {split}" if unit else f"Share of {split} problems solved"
+        svg = plots.interval_plot(title, desc, lines, sentences.DIGITS[unit] if unit else None)
         num_problems = max((row.get("num_problems") or 0 for row in rows), default=0)
         found.append(
             {"split": split, "metric": metric, "num_problems": num_problems, "guess": guess}
         )
-        found[-1] |= {"svg": Markup(svg), "in_units": in_units}
+        found[-1] |= {"svg": Markup(svg), "in_nats": unit == "nats"}
     return found
 
 
+def _fitting(name: str) -> str:
+    """A name that leaves room for its score on a phone; the tables have it whole."""
+    return short(name) if len(name) > LONGEST else name
+
+
 def _pictured(results: Sequence[Row]) -> Iterator[tuple[str, str]]:
-    """Per split what is in nats, then the main share, and F1 beside it."""
+    """Per split what is in nats, or a rating, then the main share, and F1 beside it."""
     for split in dict.fromkeys(row["split"] for row in results):
         here = [row for row in results if row["split"] == split]
-        yield from dict.fromkeys((split, r["metric"]) for r in here if r.get("unit") == "nats")
+        yield from dict.fromkeys((split, r["metric"]) for r in here if r.get("unit") in PICTURED)
         if shares := sentences.shares(here):
             yield sentences.main_split(shares)
             if "f1" in {row["metric"] for row in shares[1:]}:
@@ -78,9 +88,7 @@ def family_plots(report: Report) -> list[dict[str, Any]]:
 def _mark(row: Row, colours: Mapping[str, int]) -> plots.Mark:
     value = row["value"]
     low, high = (value if row.get(end) is None else row[end] for end in ("low", "high"))
-    return plots.Mark(
-        row["name"], value, low, high, min(colours[row["name"]], len(plots.SHAPES) - 1)
-    )
+    return plots.Mark(row["name"], value, low, high, colours[row["name"]])
 
 
 def _guess(report: Report, split: str) -> float | None:
@@ -103,8 +111,8 @@ def funnel(row: Row, meaning: Mapping[str, str]) -> dict[str, Any]:
     drops = [pair for step in steps for pair in _by_size(step["reasons"])]
     rest = row["sampled"] - row["kept"] - sum(count for _, count in drops)
     drops += [("unaccounted", rest)] if rest > 0 else []
-    words = [f"{row['sampled']:,} sampled", f"{row['kept']:,} kept"]
-    words += [f"{count:,} {word}" for word, count in drops]
+    words = [f"{formats.count(row[key])} {key}" for key in ("sampled", "kept")]
+    words += [f"{formats.count(count)} {word}" for word, count in drops]
     title = f"{row['stage']}: what was kept and dropped"
     svg = plots.funnel(title, ", ".join(words), row["sampled"], drops, meaning)
     return {
@@ -128,11 +136,10 @@ def curve_plots(report: Report) -> list[dict[str, Any]]:
     for row in report.curves:
         lines = {"training": row.get("points") or [], "held-out (dashed)": row.get("heldout") or []}
         lines |= row.get("parts", {})
-        series = min(colours.get(row["name"], 0), len(plots.SHAPES) - 1)
         last = f"{len(lines['training'])} points; the last training loss is " + (
             f"{lines['training'][-1][1]:.3g}" if lines["training"] else "unknown"
         )
-        svg = plots.line_plot(f"Loss of {row['name']}", last, lines, series)
+        svg = plots.line_plot(f"Loss of {row['name']}", last, lines, colours.get(row["name"], 0))
         if svg:
             found.append({"name": row["name"], "svg": Markup(svg)})
     return found

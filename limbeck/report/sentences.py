@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from limbeck.report import plots
-
 Row = Mapping[str, Any]
 METRICS = {
     "f1": "F1",
+    "prompt_strict": "all instructions",
+    "prompt_loose": "all instructions, loosely",
+    "instruction_strict": "instructions",
+    "instruction_loose": "instructions, loosely",
     "kl": "KL to the teacher",
     "nll": "NLL of the gold answers",
 }
-DIGITS = {"nats": 3, "perplexity": 1, "reward": 2}  # of a row's unit; else it is in per cent
+# of a row's unit; what has none is in per cent
+DIGITS = {
+    "nats": 3,
+    "perplexity": 1,
+    "reward": 2,
+    "rating": 0,
+}  # of a row's unit; else it is in per cent
 BETTER = {  # how a clear difference in a metric is told, where it is not of problems solved
     "kl": ("is closer to the teacher than", "is farther from the teacher than"),
     "nll": ("finds the gold answers likelier than", "finds the gold answers less likely than"),
     "f1": ("shares more words with the gold answers than", "shares fewer words with them than"),
+    "rating": ("is rated above", "is rated below"),
     "language": ("keeps to the question's language better than", "mixes languages more than"),
     "format": ("is well-formed more often than", "is well-formed less often than"),
 }
-SOLVING = re.compile(r"pass_at_\d+|greedy")  # metrics that say what share of problems is solved
-OF = {  # what the other shares are shares of
-    "language": "language: per cent of the thinking's words that are in the question's language",
-    "format": "format: per cent of answers that are well-formed",
+UNANSWERED = {  # columns of a result: shares of answers that count as wrong, as they hold none
+    "truncated": "truncated",
+    "unparsed": "unparsed",
+    "timed_out": "timed out",
+    "failed": "failed",
 }
+DRAWN = ("pass_at_1", "greedy")  # metrics that stand for answers drawn in a way of their own
+SOLVING = re.compile(r"pass_at_\d+|greedy")  # metrics that say what share of problems is solved
 
 
 def headline(results: Sequence[Row], tests: Sequence[Row]) -> str:
@@ -43,10 +56,9 @@ def headline(results: Sequence[Row], tests: Sequence[Row]) -> str:
     asked = "held-out problems" if is_heldout(split) else f"`{split}` problems"
     solved = [f"`{name}` {_score(scores[name])}" for name in names]
     solved[0] = f"`{names[0]}` solves {_score(scores[names[0]], f' of {asked}')}"
-    if "unit" in scores[names[0]]:
-        solved[0] = f"{label(metric)} on {asked}: `{names[0]}` " + (
-            f"{_score(scores[names[0]])} nats per token"
-        )
+    if unit := scores[names[0]].get("unit"):
+        per = " nats per token" if unit == "nats" else ""
+        solved[0] = f"{label(metric)} on {asked}: `{names[0]}` {_score(scores[names[0]])}{per}"
     sentence = ", ".join(solved)
     if not test:
         more = "; no paired test has compared them" if len(names) > 1 else ""
@@ -60,43 +72,6 @@ def headline(results: Sequence[Row], tests: Sequence[Row]) -> str:
     return f"{sentence}: the difference of {size} cannot be told from chance ({_range(test)})."
 
 
-def results_table(results: Sequence[Row], tests: Sequence[Row], width: int = 100) -> str:
-    """Scores as aligned plain text, a row per name, a column per split and metric.
-
-    Columns that do not fit into `width` characters follow in a further block; tests are sentences.
-    """
-    names = list(dict.fromkeys(row["name"] for row in results))
-    columns = list(dict.fromkeys((row["split"], row["metric"]) for row in results))
-    cells = {(row["name"], row["split"], row["metric"]): cell(row) for row in results}
-    table = [["", "", *map(plots.visible, names)]]
-    for split, metric in columns:
-        head = [plots.visible(split), plots.visible(label(metric))]
-        table.append([*head, *(cells.get((name, split, metric), "    -") for name in names)])
-    widths = [max(map(len, column)) for column in table]
-    blocks: list[list[int]] = []
-    for index in range(1, len(table)):
-        used = widths[0] + sum(widths[i] + 3 for i in blocks[-1]) if blocks else width
-        if used + widths[index] + 3 > width:
-            blocks.append([])
-        blocks[-1].append(index)
-    lines = []
-    for block in blocks:
-        for line in zip(*(table[i] for i in (0, *block)), strict=True):
-            padded = (cell.ljust(widths[i]) for cell, i in zip(line, (0, *block), strict=True))
-            lines.append("   ".join(padded).rstrip())
-        lines.append("")
-    if any("unit" not in row for row in results):
-        lines.append("per cent solved (95 % interval)")
-    if any("seeds" in row for row in results):
-        lines.append("several seeds of one training are pooled, and told one by one")
-    if any(row.get("unit") == "nats" for row in results):
-        lines.append("KL and NLL in nats per token of the gold answers: less is better")
-    lines += [told for metric, told in OF.items() if metric in {m for _, m in columns}]
-    lines += [plots.visible(seeds(row)).replace("`", "") for row in results if "seeds" in row]
-    lines += [plots.visible(sentence(test)).replace("`", "") for test in tests]
-    return "\n".join(lines).strip("\n") + "\n"
-
-
 def seeds(row: Row) -> str:
     """What each seed of a pooled row has reached, in per cent or in the row's unit."""
     each = ", ".join(number({**row, "value": value}, "value") for value in row["seeds"])
@@ -104,8 +79,8 @@ def seeds(row: Row) -> str:
 
 
 def label(metric: str) -> str:
-    """What a metric is called: pass@16 of `pass_at_16`."""
-    return METRICS.get(metric, metric.replace("pass_at_", "pass@"))
+    """What a metric is called: pass@16 of `pass_at_16`, cons@64 of `cons_at_64`."""
+    return METRICS.get(metric, metric.replace("pass_at_", "pass@").replace("cons_at_", "cons@"))
 
 
 def cell(row: Row) -> str:
@@ -119,6 +94,44 @@ def number(row: Row, key: str) -> str:
     """A row's value or end of interval: in per cent, or in its unit."""
     digits = DIGITS.get(row.get("unit", ""))
     return f"{100 * row[key]:.1f}" if digits is None else f"{row[key]:.{digits}f}"
+
+
+def unanswered(results: Sequence[Row], name: str) -> str:
+    """What a model's answers were besides right and wrong, split by split, in per cent."""
+    told: dict[str, str] = {}
+    for row in without_answers(results):
+        if row["name"] == name:
+            words = (f"{word} {100 * share:.1f}" for word, share in reasons(row).items())
+            told.setdefault(row["split"], f"{row['split']} {', '.join(words)}")
+    return f"`{name}`: {'; '.join(told.values())}" if told else ""
+
+
+def without_answers(results: Sequence[Row]) -> list[Row]:
+    """The rows some of whose answers are none, one for each way of drawing answers.
+
+    What else is counted over the same answers, pass@k or F1, has the same shares.
+    """
+    ways = {(row["name"], row["split"]) for row in results if row["metric"] in DRAWN}
+    return [
+        row
+        for row in results
+        if reasons(row)
+        and (row["metric"] in DRAWN or (row["name"], row["split"]) not in ways)
+        and "unit" not in row
+    ]
+
+
+def again(row: Row) -> str:
+    """By how much a score would move if the same model answered the same problems again."""
+    return "" if row.get("rerun") is None else f"±\u202f{number(row, 'rerun')}"
+
+
+def reasons(row: Row) -> dict[str, float]:
+    """Why answers are no answers, and what share of them, where there are any."""
+    found = {word: row.get(key) or 0.0 for key, word in UNANSWERED.items()}
+    if found["failed"] <= found["timed out"]:
+        found.pop("failed")  # those that took too long to check, once more
+    return {word: share for word, share in found.items() if share >= 0.0005}
 
 
 def main_split(results: Sequence[Row]) -> tuple[str, str]:
@@ -172,6 +185,8 @@ def _score(row: Row, of: str = "") -> str:
 def _clear(test: Row) -> bool:
     """Whether a test tells its two apart: by its interval, its p and its own verdict, all three."""
     doubt = str(test.get("verdict") or "").lower().startswith(("un", "in", "no", "same", "tie"))
+    if test["low"] is None or test["high"] is None:
+        return False
     apart = test["low"] > 0 or test["high"] < 0
     return apart and not doubt and (test.get("p") is None or test["p"] < 0.05)
 
@@ -181,7 +196,8 @@ def sentence(test: Row) -> str:
     metric = test.get("metric", "pass_at_1")
     if not _clear(test):
         by = f" by {label(metric)}" if metric != "pass_at_1" else ""
-        return f"{a} and {b} cannot be told apart{by} {where} (difference {_range(test)})."
+        told = f"{a} and {b} cannot be told apart{by} {where} (difference {_range(test)})."
+        return f"{told} {needed(test)}".rstrip()
     better, worse = BETTER.get(metric, ("solves more than", "solves less than"))
     if test.get("unit") == "reward":
         better, worse = f"earns more of {metric} than", f"earns less of {metric} than"
@@ -189,6 +205,24 @@ def sentence(test: Row) -> str:
         where += f" ({label(metric)})"
     verb = better if _is_better(test) else worse
     return f"{a} {verb} {b} {where}, by {_size(test)} ({_range(test)})."
+
+
+def needed(test: Row) -> str:
+    """How much more would tell two apart, if the difference is what was seen."""
+    more = test.get("needed") or {}
+    if not more.get("num_problems"):
+        return ""
+    told = f"About {_rounded(more['num_problems'])} problems"
+    if more.get("num_samples"):
+        return f"{told}, or {_rounded(more['num_samples'])} samples of each, would settle it."
+    drawn = test.get("metric", "pass_at_1") == "pass_at_1"
+    return f"{told} would settle it{'; more samples of these alone may not' if drawn else ''}."
+
+
+def _rounded(count: float) -> str:
+    """To two digits: what is needed is an estimate."""
+    digits = max(0, len(f"{count:.0f}") - 2)
+    return f"{math.ceil(count / 10**digits) * 10**digits:,}"
 
 
 def _is_better(test: Row) -> bool:
@@ -199,14 +233,26 @@ def _is_better(test: Row) -> bool:
 def _size(test: Row) -> str:
     size = abs(test["difference"])
     told = {"nats": f"{size:.3f} nats per token", "reward": f"{size:.2f}"}
+    told["rating"] = f"{size:.0f} points of rating"
     return told.get(test.get("unit", ""), points(size))
+
+
+def difference(test: Row) -> str:
+    """A test's difference with its interval: `-2.8 (-5.0 to -0.6)`, in points or in its unit."""
+    return f"{_signed(test, 'difference')} ({_signed(test, 'low')} to {_signed(test, 'high')})"
 
 
 def _range(test: Row) -> str:
     chance = probability(test.get("p"))
-    ends = (test["low"], test["high"])
-    told = (f"{end:+.3f}" if "unit" in test else f"{100 * end:+.1f}" for end in ends)
-    return " to ".join(told) + (f", {chance}" if chance else "") + _over_seeds(test)
+    told = f"{_signed(test, 'low')} to {_signed(test, 'high')}"
+    return told + (f", {chance}" if chance else "") + _over_seeds(test)
+
+
+def _signed(test: Row, key: str) -> str:
+    digits = 0 if test.get("unit") == "rating" else 3
+    if test[key] is None:
+        return "unknown"
+    return f"{test[key]:+.{digits}f}" if "unit" in test else f"{100 * test[key]:+.1f}"
 
 
 def _over_seeds(test: Row) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck import store
-from limbeck.reporting import reinforcement, texts, training
+from limbeck.reporting import compression, opening, reinforcement, texts, training
 
 if TYPE_CHECKING:
     from limbeck.runs import Run
@@ -19,9 +19,10 @@ Row = dict[str, Any]
 
 def write_report(run: Run) -> Path:
     """Writes `report.html`, whole or not at all."""
-    from limbeck.report import Report, headline, render
+    from limbeck.report import Report, headline, intro, render
 
-    compared = run.compared()
+    compared, smaller, gates = run.compared(), compression.compression(run), run.gates()
+    thinks = opening.thinks(run)
     sessions = store.read_jsonl(run.path / "sessions.jsonl")
     done = [row for row in run.stages() if row["state"] == "done"]
     page = Report(
@@ -32,15 +33,16 @@ def write_report(run: Run) -> Path:
         finished=max((row["finished"] for row in done), default=""),
         versions=sessions[-1]["versions"] if sessions else {},
         machine=_machine(run, sessions),
-        headline=headline(compared["results"], compared["tests"]),
+        headline=headline(compared["results"], compared["tests"], smaller, gates),
         results=compared["results"],
         tests=compared["tests"],
         families=compared["families"],
         guess=_guess(run),
         models=training.models(run),
-        funnel=[{"stage": row["stage"], **row["summary"]} for row in texts.curated(run)],
+        funnel=[_curation(run, row) for row in texts.curated(run)],
         verdict_reasons={r["stage"]: r["summary"]["reasons"] for r in run.done("verify")},
-        intro=_intro(run),
+        intro=intro(opening.learned(run, smaller), thinks, smaller, bool(gates)),
+        thinks=thinks,
         learning=reinforcement.learning(run),
         curves=training.curves(run),
         scales=training.scales(run),
@@ -53,6 +55,14 @@ def write_report(run: Run) -> Path:
         budgets=compared["budgets"],
         trials=training.trials(run),
         ledger=run.ledger(),
+        costs=run.costs(),
+        frontier=run.frontier(),
+        compression=smaller,
+        gates=gates,
+        ratios=run.ratios(),
+        scans=compression.scans(run),
+        forgetting=compared["forgetting"],
+        published=compared["published"],
         recipe_text=json.dumps(run.recipe, indent=1, ensure_ascii=False),
     )
     path = run.path / "report.html"
@@ -60,13 +70,9 @@ def write_report(run: Run) -> Path:
     return path
 
 
-def _intro(run: Run) -> str:
-    """What the run is about, by what learned in it."""
-    from limbeck.report import DISTRIBUTION_INTRO, INTRO, LEARNING_INTRO
-
-    if run.done("grpo"):
-        return LEARNING_INTRO
-    return DISTRIBUTION_INTRO if run.done("distill") else INTRO
+def _curation(run: Run, row: Row) -> Row:
+    authors = opening.authors(run, row["stage"])
+    return {"stage": row["stage"], "authors": authors, **row["summary"]}
 
 
 def _machine(run: Run, sessions: list[Row]) -> Row:

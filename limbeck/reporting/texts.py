@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from limbeck import tables
+from limbeck import sealed, tables
 from limbeck.reporting.training import chosen, stage_of
 from limbeck.types import Problem, Trace
 from limbeck.verifiers.judging import judge
@@ -135,6 +135,8 @@ def answers(run: Run) -> list[Row]:
         asked = asked or _problems(run, next(iter(splits.values())))
     shown: dict[str, Row] = {}
     for problem in asked.values():
+        if sealed.MARK in problem.meta:  # a report is given to others
+            continue
         by = [
             {"name": name, "text": rows[problem.id]["text"], "reason": _judged(problem, rows)}
             for name, rows in by_model.items()

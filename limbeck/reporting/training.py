@@ -109,7 +109,8 @@ def sweep(run: Run, results: list[Row]) -> list[Row]:
 def trials(run: Run) -> list[Row]:
     """Every trial of every choice: how it did, what it cost, and what set it apart.
 
-    `settings` are those in which the trainings of a choice differ, `chosen` whether it was.
+    `settings` are those in which the trainings of a choice differ, or how fast they write where
+    that chooses; `chosen` is whether it was.
     """
     stages = run.recipe["stages"]
     found = []
@@ -122,13 +123,17 @@ def trials(run: Run) -> list[Row]:
             {
                 "stage": row["stage"],
                 "model": stage_of(models[told["name"]]) or models[told["name"]],
-                "settings": {key: entries[told["name"]].get(key) for key in apart},
+                "settings": _speed(told) or {k: entries[told["name"]].get(k) for k in apart},
                 "chosen": told["name"] == row["summary"]["chosen"],
                 **told,
             }
             for told in row["summary"]["trials"]
         ]
     return found
+
+
+def _speed(trial: Row) -> Row:
+    return {k: round(v) for k, v in trial.items() if k == "tokens_per_second"}
 
 
 def chosen(run: Run) -> dict[str, str]:

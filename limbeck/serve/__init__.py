@@ -68,11 +68,13 @@ def run(
     bound: socket.socket,
     key: str | None,
     limits: Limits,
+    *,
+    tells_logprobs: bool = True,
 ) -> None:
     """Serves the engine at a bound socket until SIGTERM or Ctrl-C, then drains.
 
     `make_draft(prompt, seed, sampling, num_top)` makes what the engine's pool writes; `key` is
-    what clients must show.
+    what clients must show. Without `tells_logprobs` those are refused.
     """
     from limbeck.serve.app import Service, create
     from limbeck.serve.limits import HERE, Guard
@@ -82,7 +84,7 @@ def run(
     _open_many_files()
     host, port = bound.getsockname()[:2]
     writer = Writer(engine, limits.num_rows, limits.num_waiting)
-    service = Service(engine, make_draft, writer, limits.time_s)
+    service = Service(engine, make_draft, writer, limits.time_s, tells_logprobs)
     hosts = frozenset((*HERE, host)) if is_loopback(host) else None
     guarded = Guard(create(service), key, hosts, service.metrics)
     url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"

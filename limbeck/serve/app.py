@@ -36,12 +36,16 @@ DONE = b"data: [DONE]\n\n"
 
 @dataclass
 class Service:
-    """What the routes share. `make_draft` is the engine's Draft; a request may take `time_s`."""
+    """What the routes share. `make_draft` is the engine's Draft; a request may take `time_s`.
+
+    An engine may tell texts alone: whoever asks for log-probabilities is then refused.
+    """
 
     engine: Engine
     make_draft: Callable[..., Draft]
     writer: Writer
     time_s: float
+    tells_logprobs: bool = True
     metrics: Metrics = field(default_factory=Metrics)
     prompts: Prompts = field(init=False)
 
@@ -50,6 +54,7 @@ class Service:
 
     async def chat(self, asked: ChatRequest) -> Response:
         """One conversation, continued `n` times."""
+        self.check_told(asked.logprobs)
         sampling = asked.sampling(self.engine.context, default=self.engine.context)
         prompt = await self.prompts.chat([turn.message() for turn in asked.messages])
         moved = asyncio.Event()
@@ -65,6 +70,7 @@ class Service:
 
     async def complete(self, asked: CompletionRequest) -> Response:
         """Each prompt continued `n` times, behind itself and its scores where that is wished."""
+        self.check_told(asked.logprobs is not None)
         sampling = asked.sampling(self.engine.context, default=COMPLETION_TOKENS)
         prompts = await self.prompts.texts(asked.prompts())
         form = await self._completion(asked, prompts)
@@ -83,7 +89,8 @@ class Service:
     async def _completion(self, asked: CompletionRequest, prompts: Sequence[Prompt]) -> Completion:
         form = Completion(self.engine, asked.logprobs, asked.tells_usage)
         if asked.echo:
-            form.echoes = [self.engine.text(p.ids) for p in prompts for _ in range(asked.n)]
+            echoes = [await self.prompts.says(prompt) for prompt in prompts]
+            form.echoes = [echo for echo in echoes for _ in range(asked.n)]
         if asked.echo and asked.logprobs is not None:
             sequences = [prompt.ids for prompt in prompts]
             scored = await self.writer.score(sequences, asked.logprobs)
@@ -146,6 +153,11 @@ class Service:
         if asked.model != self.engine.name:
             what = f"there is no model {asked.model[:200]!r}; this server has {self.engine.name!r}"
             raise Refusal(404, what, "model")
+
+    def check_told(self, wants_logprobs: bool) -> None:
+        """Refusal for what the engine does not tell."""
+        if wants_logprobs and not self.tells_logprobs:
+            raise Refusal(400, "logprobs are not offered for this model", "logprobs")
 
 
 def seeds(seed: int | None, num: int) -> list[int]:

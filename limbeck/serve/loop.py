@@ -222,6 +222,7 @@ class Writer:
         for draft in moved:
             job = self._jobs[draft]
             job.begun_at = job.begun_at or now
+            self.num_tokens += len(draft.ids) - job.num_written
             job.num_written, job.finish = len(draft.ids), draft.finish
             is_due = job.is_streamed and now - job.told_at >= TELL_EVERY_S
             if job.finish or is_due:
@@ -229,7 +230,6 @@ class Writer:
                 told.append(job)
             if job.finish:
                 del self._jobs[draft]
-        self.num_tokens += len(moved)
         self._wake(told)
 
     def _score(self, scoring: Scoring) -> None:

@@ -56,6 +56,12 @@ class Prompts:
             prompts.append(self._fitting(Prompt(tuple(ids))))
         return prompts
 
+    async def says(self, prompt: Prompt) -> str:
+        """The text of a prompt, special tokens included."""
+        ids = list(prompt.ids)
+        read = partial(self.tokenizer.decode, ids, skip_special_tokens=False)
+        return str(await self._read(read))
+
     def _chat(self, messages: Sequence[Message]) -> Prompt:
         opened = chat.opened_thinking(chat.render_prompt(self.tokenizer, messages))
         return Prompt(tuple(chat.prompt_ids(self.tokenizer, messages)), opened)

@@ -13,6 +13,7 @@ from limbeck.config import ModelPath, StageConfig
 from limbeck.folder import StageFolder
 
 WRITES = {"model": "model"}
+GIVES_TEMPLATE = True  # so what it takes need not have one
 
 # Plain text, as DeepSeek-LLM's (2401.02954), which asks nothing of a vocabulary.
 PLAIN = (

@@ -1,20 +1,19 @@
-"""choose: of several trainings the one that did best on a validation split.
+"""choose: of several trials the one that did best on a validation split, or that writes fastest.
 
 What was tried stands in the summary, the best and the others alike: a winner of many trials says
-less than its score, and who compares arms gives each as many.
+less than its score, and who compares arms gives each as many. By speed, scores are told and do not
+count: the trials are what a `gate` has let through, or versions of one model.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from limbeck import ledger, metrics, tables
-from limbeck.config import ModelPath, ScoresPath, StageConfig
+from limbeck import ledger, metrics, scoring, store
+from limbeck.config import ModelPath, Reference, ScoresPath, StageConfig
 from limbeck.errors import UserError
 from limbeck.folder import StageFolder
 
@@ -22,7 +21,7 @@ WRITES = {"model": "model"}
 
 
 class Trial(StageConfig):
-    """One of the trainings, and how it did."""
+    """One of the models, and how it did."""
 
     model: ModelPath
     scores: ScoresPath
@@ -34,6 +33,10 @@ class Config(StageConfig):
     """By the names that they shall have in the list."""
     metric: str = "pass_at_1"
     """The highest mean wins; of equals the first."""
+    by_speed: Annotated[str, Reference("speeds")] | None = None
+    """A `profile` of engines that go by the trials' names: the most tokens a second win instead."""
+    at: Literal["batch 1", "load"] = "load"
+    """Speed with one answer at a time, or with many side by side."""
 
     @field_validator("metric")
     @classmethod
@@ -46,46 +49,48 @@ class Config(StageConfig):
 def run(config: Config, out: StageFolder) -> dict[str, Any]:
     """Writes `model`, that of the best trial."""
     told, asked = [], []
+    speeds = _speeds(config)
     with out.account("choose"):
         for name, trial in config.trials.items():
-            rows = tables.read_table(trial.scores).to_pylist()
-            rows = [row for row in rows if row["metric"] == config.metric]
-            if not rows:
-                what = f"holds no {config.metric} of trial {name}"
-                raise UserError(trial.scores, what, "evaluate it so, or choose by another metric")
+            rows = scoring.read_scores(trial.scores, config.metric)
             flops = ledger.flops_of(trial.model)
             about = {"name": name, "metric": config.metric, "flops": flops}
+            if speeds:
+                about["tokens_per_second"] = speeds[name]
             told.append(about | metrics.result(rows))
-            asked.append({(row["split"], row["problem_id"]) for row in rows})
+            asked.append([*map(scoring.problem_of, rows)])
         if any(problems != asked[0] for problems in asked):
             what = "the trials answered different problems"
             raise UserError("choose.trials", what, "evaluate them alike")
-        best = max(told, key=lambda row: row["value"])
-        _copy(Path(config.trials[best["name"]].model), out.path / "model")
+        best = max(told, key=lambda row: row["tokens_per_second" if speeds else "value"])
+        store.copy_folder(Path(config.trials[best["name"]].model), out.path / "model")
     for row in told:
         chosen = ", chosen" if row is best else ""
         out.log(f"{row['name']:<20} {_said(row)}{chosen}")
     return {"chosen": best["name"], "flops": best["flops"], "trials": told}
 
 
+def _speeds(config: Config) -> dict[str, float]:
+    """Tokens a second by trial; nothing where they do not choose."""
+    if config.by_speed is None:
+        return {}
+    place = Path(config.by_speed) / "speeds.json"
+    store.verify(place)
+    key = {"batch 1": "tokens_per_second_1", "load": "tokens_per_second_load"}[config.at]
+    measured = store.read_json(place)["artifacts"]
+    found = {row["name"]: float(row[key]["median"]) for row in measured}
+    if missing := [name for name in config.trials if name not in found]:
+        what = f"measures {', '.join(found)}, but no {missing[0]}"
+        raise UserError(config.by_speed, what, "call engines and trials by the same names")
+    return found
+
+
 def _said(row: dict[str, Any]) -> str:
-    """A trial's mean, and its interval where it has one."""
+    """A trial's mean, its interval where it has one, and its speed where that chooses."""
     form = ".2f" if "unit" in row else ".1%"
-    if row["low"] is None or row["high"] is None:
-        return f"{row['value']:{form}}"
-    return f"{row['value']:{form}}  ({row['low']:{form}} to {row['high']:{form}})"
-
-
-def _copy(model: Path, to: Path) -> None:
-    """The same files under another name where the disk can do that, else copies of them."""
-
-    def link(source: str, target: str) -> None:
-        try:
-            os.link(source, target)
-        except OSError:
-            shutil.copy2(source, target)
-
-    if not model.is_dir():
-        raise UserError(str(model), "is no folder to take it from", "choose among trainings")
-    shutil.rmtree(to, ignore_errors=True)
-    shutil.copytree(model, to, copy_function=link)
+    told = f"{row['value']:{form}}"
+    if row["low"] is not None and row["high"] is not None:
+        told += f"  ({row['low']:{form}} to {row['high']:{form}})"
+    if "tokens_per_second" in row:
+        told += f"  {row['tokens_per_second']:,.0f} tokens/s"
+    return told

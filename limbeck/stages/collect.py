@@ -105,10 +105,14 @@ def _write(
 
 
 def guess_shares(problems: list[Problem]) -> dict[str, float]:
-    """Per domain, what always answering with the commonest answer would score."""
+    """Per domain, what always answering with the commonest answer would score.
+
+    Where no answer is the right one, as of instructions and programs, nobody can guess it.
+    """
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for problem in problems:
-        answers[problem.domain][problem.answer] += 1
+        if problem.answer:
+            answers[problem.domain][problem.answer] += 1
     return {
         domain: counts.most_common(1)[0][1] / counts.total() for domain, counts in answers.items()
     }

@@ -29,6 +29,9 @@ class Config(StageConfig):
     """Tokens of that tokenizer at most."""
     isolate: str = r"\d"
     """Each match of this regular expression is a token of its own and merges with nothing."""
+    tokens: Literal["merges", "phrases"] = "merges"
+    """What becomes a token besides bytes: what merges often (BPE), or whole stretches between
+    matches, which llama.cpp splits texts by, too: a model that shall become GGUF needs them."""
     tokenizer: ModelPath | None = None
     """Or: takes over the tokenizer of this model."""
     template: Literal["r1_zero"] | None = None
@@ -85,7 +88,10 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
             tokenizer = models.load_tokenizer(config.tokenizer)
         else:
             texts = _texts(config)
-            tokenizer = newborn.train_tokenizer(texts, config.vocab_size, config.isolate)
+            train = newborn.train_tokenizer
+            if config.tokens == "phrases":
+                train = newborn.phrase_tokenizer
+            tokenizer = train(texts, config.vocab_size, config.isolate)
         if config.template is not None:
             tokenizer.chat_template = chat.R1_ZERO_TEMPLATE
         heads = config.num_key_value_heads or config.num_attention_heads

@@ -131,7 +131,7 @@ def _answers(config: Config) -> tuple[list[tuple[Problem, list[Trace]]], Counter
             passed_over["said before"] += 1
         else:
             known[text] = trace
-    problems = tables.read_problems(config.problems)
+    problems = tables.read_lessons(config.problems)
     return [(p, [*answers.get(p.id, {}).values()]) for p in problems], passed_over
 
 

@@ -89,7 +89,7 @@ class Rows:
 
 def run(config: Config, out: StageFolder) -> dict[str, Any]:
     """Writes `model`; resumes exactly at the newest checkpoint that verifies."""
-    from limbeck import models
+    from limbeck import models, sharding
     from limbeck.train.preferences import ScoreModel, pack_judged, pairwise, pointwise
     from limbeck.train.training import Training
 
@@ -99,7 +99,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     student.config.reads = config.part
     set_padding(student, tokenizer)
     if config.gradient_checkpointing:
-        models.recompute_activations(student)
+        sharding.recompute_activations(student)
     rows = read_rows(config.pairs or config.labelled or "", config, tokenizer)
     heldout_path = config.heldout or config.heldout_labelled
     heldout = read_rows(heldout_path, config, tokenizer) if heldout_path else None

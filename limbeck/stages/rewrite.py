@@ -113,7 +113,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
     """
     engine: Generator = config.engine()
     ask = config.asker(out)
-    check_model(tables.read_problems(config.problems), ask)
+    check_model(tables.read_lessons(config.problems), ask)
     for made in ("traces", "verdicts", "decisions"):
         store.remove_tree(out.path / made)
     scratch = out.path / "scratch"

@@ -31,7 +31,7 @@ class Config(SamplingConfig):
 
 def run(config: Config, out: StageFolder) -> dict[str, Any]:
     """Writes `traces`, those that are missing; finished parts are kept."""
-    problems = tables.read_problems(config.problems)
+    problems = tables.read_lessons(config.problems)
     engine: Generator = config.engine()
     requests = requests_for(problems, config.num_samples, config.seed, out)
     write_missing(engine, requests, config.sampling(), out.path / "traces", out)

@@ -55,7 +55,7 @@ class Rounds:
 
     def __init__(self, config: RolloutConfig, training: Training, needs_own: bool) -> None:
         self.config, self.training, self.needs_own = config, training, needs_own
-        self.out, self.problems = training.out, tables.read_problems(config.problems)
+        self.out, self.problems = training.out, tables.read_lessons(config.problems)
         check_model(self.problems, None)
         check_domains(config.rewards, self.problems, f"{training.out.name}.rewards")
         self.parts = RoundParts(training.out, self.problems, config.num_samples)

@@ -65,12 +65,13 @@ class RoundParts:
         """All of a round; what is there already stays."""
         traces = [trace for group in groups for trace in group.traces]
         verdicts = [verdict for group in groups for verdict in group.verdicts]
+        is_learned = {id(group) for group in learned}
         rewards = [
             {
                 "trace_id": trace.id,
                 "reward": group.rewards[i],
                 "parts": json.dumps({name: part[i] for name, part in group.parts.items()}),
-                "learned": any(group is other for other in learned),
+                "learned": id(group) in is_learned,
             }
             for group in groups
             for i, trace in enumerate(group.traces)

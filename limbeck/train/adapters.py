@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from limbeck import models, processes, store
+from limbeck import models, processes, sharding, store
 from limbeck.config import suggest
 from limbeck.errors import UserError
 from limbeck.train.config import LoraConfig
@@ -73,7 +73,7 @@ def has_adapters(student: nn.Module) -> bool:
 
 def is_plain(student: nn.Module) -> bool:
     """Whether its weights are those of its model, whole and on one device."""
-    return not models.is_sharded(student) and not has_adapters(student)
+    return not sharding.is_sharded(student) and not has_adapters(student)
 
 
 def _is_adapter(name: str) -> bool:
@@ -91,8 +91,8 @@ def deltas(student: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """What each adapter adds to its layer: (the weight's name, scale * B A in its layout)."""
     for name, module in student.named_modules():
         if hasattr(module, "lora_A"):
-            down = models.plain_weights(module.lora_A)["default.weight"]
-            up = models.plain_weights(module.lora_B)["default.weight"]
+            down = sharding.plain_weights(module.lora_A)["default.weight"]
+            up = sharding.plain_weights(module.lora_B)["default.weight"]
             delta = float(module.scaling["default"]) * (up @ down)
             yield f"{name}.weight", delta.T if module.fan_in_fan_out else delta
 
@@ -107,7 +107,7 @@ def plain_weights(student: PreTrainedModel) -> dict[str, Tensor]:
         return plain_copy(student).state_dict()
     weights = {
         name.replace(".base_layer.", "."): weight
-        for name, weight in models.plain_weights(student).items()
+        for name, weight in sharding.plain_weights(student).items()
         if not _is_adapter(name)
     }
     return weights | {name: weights[name] + delta for name, delta in deltas(student)}
@@ -139,7 +139,7 @@ def save_adapter(student: PreTrainedModel, base: str, folder: Path) -> None:
     """
     weights = {
         f"base_model.model.{name.replace('.default.', '.')}": weight.contiguous()
-        for name, weight in models.plain_weights(student, "cpu").items()
+        for name, weight in sharding.plain_weights(student, "cpu").items()
         if _is_adapter(name)
     }
     models.check_finite(weights, str(folder))

@@ -96,6 +96,8 @@ class TrainingConfig(StageConfig):
     """adamw_8bit keeps AdamW's moments in a quarter of the memory (arXiv:2110.02861)."""
     lora: LoraConfig | None = None
     """Trains adapters in place of all weights."""
+    keep_zeros: bool = False
+    """What is zero in the student's matrices, since it was pruned, stays zero."""
     validation: ValidationConfig | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 computes in it and keeps weights in float32; it pays from about 10M parameters."""
@@ -115,6 +117,9 @@ class TrainingConfig(StageConfig):
             raise ValueError(f"needs one of {', '.join(others)} and {last}; give one of them")
         if self.charge and self.num_flops is None:
             raise ValueError("charge takes from a budget of FLOPs; give num_flops, or drop it")
+        if self.keep_zeros and self.lora is not None:
+            what = "merging adapters fills every zero, so keep_zeros takes full training"
+            raise ValueError(f"{what}; drop lora, or keep_zeros")
         return self
 
     def charged_flops(self) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -51,11 +51,9 @@ def own_logprobs(
     model.eval()
     found: dict[str, list[list[float]]] = {}
     for index, batch in deal(batches, processes.rank(), processes.num()):
-        note = _Note(sampling)
-        with torch.autocast(batch.ids.device.type, autocast) if autocast else nullcontext():
-            model(batch, note)
+        logprobs = of_tokens(model, batch, sampling, autocast)
         if index is not None:
-            found |= note.by_output(batch)
+            found |= _by_output(batch, logprobs)
     everything = [item for part in processes.gather(found) for item in part.items()]
     return {name: Own(*rows) for name, rows in everything}
 
@@ -77,25 +75,30 @@ def corrections(own: Own, sampler: Sequence[float], cap: float) -> list[float]:
     return [math.exp(min(ours - theirs, math.log(cap))) for ours, theirs in pairs]
 
 
-@dataclass
-class _Note:
-    """A loss that is none: it writes down log-probabilities, tile by tile."""
+@torch.no_grad()
+def of_tokens(
+    model: TokenModel, batch: TokenBatch, sampling: Sampling, autocast: torch.dtype | None = None
+) -> Tensor:
+    """`whole` and `drawn` of every token that is learned: (2, M), in nats."""
+    tiles: list[Tensor] = []
 
-    sampling: Sampling
-    tiles: list[Tensor] = field(default_factory=list)
-
-    def __call__(self, logits: Tensor, tok: Tokens) -> Tensor:
-        logp = logits.div_(self.sampling.temperature or 1.0).log_softmax(-1)  # (N, V)
+    def note(logits: Tensor, tok: Tokens) -> Tensor:
+        """A loss that is none: it writes down log-probabilities, tile by tile."""
+        logp = logits.div_(sampling.temperature or 1.0).log_softmax(-1)  # (N, V)
         whole = drawn = logp.gather(1, tok.targets[:, None])[:, 0]
-        if is_truncated(self.sampling):
-            drawn = whole - log_mass(logp, tok.targets, self.sampling)
-        self.tiles.append(torch.stack([whole, drawn]))
+        if is_truncated(sampling):
+            drawn = whole - log_mass(logp, tok.targets, sampling)
+        tiles.append(torch.stack([whole, drawn]))
         return torch.zeros_like(whole)
 
-    def by_output(self, batch: TokenBatch) -> dict[str, list[list[float]]]:
-        """name -> [whole, drawn] of each of the batch's outputs."""
-        noted = torch.cat(self.tiles, 1)  # (2, M)
-        lengths = batch.loss_tokens().columns["output"].bincount().tolist()
-        names = batch.document_names[: len(lengths)]
-        parts = noted.split(lengths, 1)
-        return {name: part.tolist() for name, part in zip(names, parts, strict=True)}
+    with torch.autocast(batch.ids.device.type, autocast) if autocast else nullcontext():
+        model(batch, note)
+    return torch.cat(tiles, 1)
+
+
+def _by_output(batch: TokenBatch, logprobs: Tensor) -> dict[str, list[list[float]]]:
+    """name -> [whole, drawn] of each of the batch's outputs; logprobs (2, M)."""
+    lengths = batch.loss_tokens().columns["output"].bincount().tolist()
+    names = batch.document_names[: len(lengths)]
+    parts = logprobs.split(lengths, 1)
+    return {name: part.tolist() for name, part in zip(names, parts, strict=True)}

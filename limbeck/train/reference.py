@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from limbeck import ledger, models, processes, store
+from limbeck import ledger, models, processes, sharding, store
 from limbeck.errors import UserError
 from limbeck.train import adapters
-from limbeck.train.batch import TokenBatch, Tokens
+from limbeck.train.batch import TokenBatch
 from limbeck.train.head import TokenModel
+from limbeck.train.old_logprobs import of_tokens
 from limbeck.train.step import Columns
 from limbeck.train.training import Training
+from limbeck.types import Sampling
 
 
 class Reference:
@@ -24,8 +25,7 @@ class Reference:
 
     The copies lie under `reference` in the stage's folder for as long as a checkpoint may need
     them: whoever resumes is compared with the very same, for which the hash in a copy's name
-    vouches. `temperature` divides the logits, as it
-    does the policy's.
+    vouches. `temperature` divides the logits, as it does the policy's.
     """
 
     def __init__(self, training: Training, every_steps: int | None, temperature: float) -> None:
@@ -46,22 +46,13 @@ class Reference:
         training.spend(ledger.forward_flops(training.num_parameters, num_tokens))
         return self._columns
 
-    @torch.no_grad()
     def _columns(self, batch: TokenBatch) -> Mapping[str, Tensor]:
         """A batch's own columns, and `ref_logp` (N,), in nats, where something is learned."""
         assert self.model is not None
-        tiles = []
-
-        def note(logits: Tensor, tok: Tokens) -> Tensor:
-            logp = logits.div_(self.temperature).log_softmax(-1)
-            tiles.append(logp.gather(1, tok.targets[:, None])[:, 0])
-            return torch.zeros_like(tok.weights)
-
-        autocast = self.training.autocast
-        with torch.autocast(batch.ids.device.type, autocast) if autocast else nullcontext():
-            self.model(batch, note)
+        sampling = Sampling(temperature=self.temperature)
+        whole, _ = of_tokens(self.model, batch, sampling, self.training.autocast)
         ref_logp = torch.zeros_like(batch.weights)
-        ref_logp[batch.loss_positions] = torch.cat(tiles)
+        ref_logp[batch.loss_positions] = whole
         return {**batch.columns, "ref_logp": ref_logp}
 
     def _taken(self, step: int) -> int:
@@ -101,7 +92,7 @@ class Reference:
         plain = models.load_model(config.model, "float32", place, config.context, config.rope_theta)
         plain.load_state_dict(load_file(path))
         model = TokenModel(plain).requires_grad_(False).eval()
-        models.shard(model)
+        sharding.shard(model)
         return model
 
     def _whole(self, step: int) -> Path:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from limbeck import models
+from limbeck import sharding
 from limbeck.train.batch import TokenBatch
 from limbeck.train.distillation import loss_scales
 from limbeck.train.head import TokenLoss, TokenModel
@@ -40,7 +40,7 @@ def weigh(
     model.eval()
     batch = replace(batch, columns=columns(batch))
     with hidden.left_out() if hidden else nullcontext():
-        measure = _of_shares if models.is_sharded(model) else _of_whole
+        measure = _of_shares if sharding.is_sharded(model) else _of_whole
         states, found = measure(model, batch, parts)
     if hidden is not None:
         found["hidden"] = hidden.scale(states, batch)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
-from limbeck import models, processes
+from limbeck import processes, sharding
 from limbeck.train.batch import TokenBatch
 from limbeck.train.head import TokenLoss
 from limbeck.train.policy_loss import PolicyLoss
@@ -102,7 +102,7 @@ def train_step(
         total_weight = sum(batch.total_weight for batch in batches)
     assert total_weight > 0, "a step needs tokens to learn"
     rank, num = processes.rank(), processes.num()
-    assert num == 1 or models.is_sharded(model), "models.shard comes before the optimizer"
+    assert num == 1 or sharding.is_sharded(model), "sharding.shard comes before the optimizer"
     model.train()
     optimizer.zero_grad(set_to_none=True)
     losses = torch.zeros(len(batches), device=batches[0].ids.device)

@@ -11,10 +11,10 @@ import torch
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from limbeck import models, processes, store
+from limbeck import models, processes, sharding, store
 from limbeck.errors import UserError
 from limbeck.folder import StageFolder
-from limbeck.train import adapters
+from limbeck.train import adapters, zeros
 from limbeck.train.batch import TokenBatch
 from limbeck.train.checkpoint import load_best, load_newest, save_checkpoint
 from limbeck.train.config import TrainingConfig
@@ -44,7 +44,7 @@ def load_student(config: TrainingConfig, out: StageFolder) -> PreTrainedModel:
         learning = sum(p.numel() for p in student.parameters() if p.requires_grad)
         out.log(f"adapters: {learning:,} parameters learn, the others are frozen in {lora.base}")
     if config.gradient_checkpointing:
-        models.recompute_activations(student)
+        sharding.recompute_activations(student)
     return student
 
 
@@ -72,12 +72,17 @@ class Training:
         self.num_steps = num_steps
         assert adapters.has_adapters(student) == (config.lora is not None), "see load_student"
         self.model = kind(student)
-        models.shard(self.model)
+        sharding.shard(self.model)
         self.num_parameters = adapters.num_parameters(student)
         self.lr, told = config.peak_lr(self.num_parameters)
         if config.lr is None:
             out.log(f"lr {self.lr:g}: {told}")
         self.optimizer = _optimizer(self.model, config, self.lr)
+        if config.keep_zeros:
+            zeros.keep(student, self.optimizer)
+        elif config.lora is None and (share := zeros.share(student)) > zeros.MANY:
+            way_out = "keep_zeros: true keeps them"
+            out.log(f"{share:.0%} of the student's matrices are zeros, to be filled; {way_out}")
         self.checkpoints = out.path / "checkpoints"
         self.charged = config.charged_flops()
         begun = {"step": 0, "loss_tokens": 0, "prompt_tokens": 0, "flops": self.charged}
@@ -236,7 +241,7 @@ class Training:
         if self.config.lora is not None:
             adapters.save_adapter(student, self.config.model, self.out.path / "adapter")
             student = adapters.plain_copy(student)
-        if self.out.leads or models.is_sharded(student):
+        if self.out.leads or sharding.is_sharded(student):
             student.set_attn_implementation("sdpa")
             models.save_model(student, self.tokenizer, self.out.path / "model")
         looks = {} if best is None else {"best": self.state["looks"]["best"]}

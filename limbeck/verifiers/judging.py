@@ -147,10 +147,14 @@ def gradable(problem: Problem) -> Verdict:
     """What a problem's verifier says to its own gold answer, given plainly and in a box.
 
     Anything but `correct` means that no student could ever be right. A model is not asked: to it
-    a reference that says something will do; and tests without a program that passes them have to
-    be believed. UserError when the problem names no verifier that there is.
+    a reference that says something will do; tests without a program that passes them have to be
+    believed, and instructions if they can be checked at all. UserError when the problem names no
+    verifier that there is, or a package is missing that it needs.
     """
     if not problem.answer.strip():
+        if problem.meta.get("instructions"):
+            verdict = judge(problem, _gold(problem, "a text that may or may not follow them"))
+            return verdict if verdict.correct is None else Verdict("gold", True, None, "correct")
         if problem.meta.get("tests"):
             return Verdict("gold", True, "no program to prove its tests by", "correct")
         return Verdict("gold", None, "no answer to prove it by", "bad_gold")

@@ -114,6 +114,7 @@ def two_steps(path, model):
             settings["model"] = model
         if stage.verb == "evaluate":
             written_by = stage.config.engine.knobs["model"]
+            written_by = written_by if written_by.startswith("./") else model
             settings |= {"max_tokens": 12, "engine": {"name": "local", "model": written_by}}
         found |= {f"{stage.name}.{name}": value for name, value in settings.items()}
     return found
@@ -130,7 +131,7 @@ def test_each_is_planned_with_memory_time_and_money(path, size, tmp_path):
     assert {each.step.state for each in found.stages} == {"new"}
     if path.stem in ("exams", "mix"):
         return
-    trained = [each for each in found.stages if each.step.stage.verb in ("sft", "grpo")]
+    trained = [each for each in found.stages if each.step.stage.verb in ("sft", "distill", "grpo")]
     assert trained
     for each in trained:
         assert not each.notes, each.notes
@@ -185,7 +186,16 @@ def test_the_six_students_learn_from_rows_that_are_made_once(tmp_path, shrunken)
         config = store.read_json(folder / name / "model" / "config.json")
         assert config["model_type"] == architecture
         assert config["tie_word_embeddings"] == is_tied
-        assert {row["name"] for row in run.results()} == {name}
+        told = run.compared()
+        assert name in {row["name"] for row in told["results"]}
+        beside = {(row["paper_name"], row["split"]) for row in told["published"]}
+        paper = name.replace("_1_5b", "_1.5b").replace("_", "-")
+        assert {(model.lower(), split) for model, split in beside} == {
+            (f"deepseek-r1-distill-{paper}", "aime_2024"),
+            (f"deepseek-r1-distill-{paper}", "math_500"),
+        }
+        forgotten = {(row["after"], row["before"]) for row in told["forgetting"]}
+        assert forgotten == ({("qwen_1_5b", "base")} if name == "qwen_1_5b" else set())
     stretched = store.read_json(folder / "qwen_1_5b" / "model" / "config.json")
     assert stretched["max_position_embeddings"] == 2048
     assert stretched["rope_parameters"]["rope_theta"] == 300_000.0
@@ -234,3 +244,30 @@ def test_r1_zero_and_then_r1_stage_by_stage(tmp_path, shrunken, everyday):
         assert summary[name]["num_steps"] == 2, name
     asked = {row["rewards"].get("reward_model") is None for row in steps_of(run, "r1")}
     assert asked == {False}, "everyday questions earn what the reward model says"
+
+
+def test_a_student_is_made_smaller_judged_and_given_out(tmp_path, shrunken):
+    path = FOLDER / "compress.yaml"
+    settings = two_steps(path, shrunken["qwen2", False]) | {
+        "narrow.method": {"name": "width", "heads": False, "multiple": 8},
+        "int4.group_size": 8,
+    }
+    run = limbeck.run(path, settings, size="ci", run=tmp_path / "run")
+    summary = {row["stage"]: row["summary"] for row in run.stages()}
+    assert summary["narrow"]["sparsity"] == pytest.approx(0.2)
+    assert summary["sparse"]["sparsity"] == 0.5
+    assert summary["narrow_again"]["num_steps"] == summary["sparse_again"]["num_steps"] == 2
+    assert (summary["pruned"]["chosen"], summary["quantized"]["chosen"]) == ("narrow", "int4")
+    bits = {name: summary[name]["bits_per_weight"] for name in ("int4", "int8", "fp8")}
+    assert bits["int4"] < bits["int8"] < 16
+    assert bits["int4"] < bits["fp8"] < 16
+    files = sorted(file.stem for file in (run.path / "gguf" / "gguf").glob("*.gguf"))
+    assert files == ["f16", "q4_0", "q8_0"]
+    assert (run.path / "folder" / "model" / "README.md").exists()
+    config = store.read_json(run.path / "folder" / "model" / "config.json")
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+    names = {"original", "narrow", "sparse", "int4", "int8", "fp8"}
+    assert {row["name"] for row in run.results()} == names
+    assert {(row["a"], row["b"]) for row in run.compared()["tests"]} == {
+        (name, "original") for name in names - {"original"}
+    }

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from limbeck import chat, memory, models, newborn
+from limbeck import chat, memory, models, newborn, sharding
 from limbeck.engines import local, pool
 from limbeck.engines.decoder import kernel, plain
 from limbeck.engines.foreign import ForeignEngine
@@ -507,9 +507,9 @@ def test_the_foreign_engine_draws_as_the_decoder_does(model, tokenizer):
 def test_a_device_that_is_not_there_is_told():
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="device cuda: this machine or this torch has none"):
-            models.pick_device("cuda")
+            sharding.pick_device("cuda")
     with pytest.raises(UserError, match="cuda:99"):
-        models.pick_device("cuda:99")
+        sharding.pick_device("cuda:99")
 
 
 def test_connect_reads_a_folder(model, engine, tokenizer, tmp_path):

@@ -10,7 +10,7 @@ from email.utils import formatdate
 
 import pytest
 
-from limbeck import plugins
+from limbeck import plugins, sealed
 from limbeck.chat import split_think
 from limbeck.config import split_fields
 from limbeck.engines import openai as engine_file
@@ -200,6 +200,17 @@ def test_a_dead_server_is_told_however_few_are_asked():
         engine = connect(server, concurrency=64, max_attempts=1)
         with pytest.raises(UserError, match=r"none of 5 requests got an answer"):
             list(engine.generate(requests(5), SAMPLING))
+
+
+def test_an_exam_that_the_server_quotes_is_in_no_log(caplog):
+    caplog.set_level(logging.DEBUG, logger="limbeck")
+    exam = make_problem("zyzzyva?", "2", verifier="exact", meta={sealed.MARK: True})
+    with FaultyServer([completion(), failure(400, "bad prompt: zyzzyva?")]) as server:
+        asked = [Request(f"r{i}", exam, i, seed=i) for i in range(2)]
+        traces = list(connect(server, concurrency=1).generate(asked, SAMPLING))
+    assert [trace.finish for trace in traces] == ["stop", "error"]
+    assert "r1: no answer in 1 attempt: BadRequestError" in caplog.text
+    assert "zyzzyva" not in caplog.text
 
 
 def test_a_key_that_the_server_echoes_enters_no_trace():

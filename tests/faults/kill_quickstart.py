@@ -60,6 +60,7 @@ MIDDLE = {
     "sft": ["step-5", "step-15", *MODEL],
     "evaluate": [*PART, "part-00000#2"],
     "compare": ["results.json.aside"],
+    "profile": ["speeds.json.aside"],
 }
 TEACHER = [
     "step-30",
@@ -86,6 +87,7 @@ FIRST = [  # one of each kind of boundary, in the order in which few kills take 
     "teacher.checkpoint-80.manifest",
     "teacher.checkpoint-120.renamed",
     "results.results.json.aside",
+    "speeds.speeds.json.aside",
     "newborn.model.weights",
     "killed.recipe.json.aside",
     "killed.report.html.aside",
@@ -119,13 +121,16 @@ def _points(name: str, verb: str) -> tuple[list[str], list[str], list[str]]:
     """A stage's fail points: beginning, in the middle, finishing."""
     middle = TEACHER if name == "teacher" else MIDDLE[verb]
     begin, inside, end = ([f"{name}.{point}" for point in x] for x in (BEGIN, middle, END))
-    return begin, [p.replace("compare.results.", "results.results.") for p in inside], end
+    file_in = {"compare": "results", "profile": "speeds"}.get(verb)
+    if file_in:  # is named after its folder
+        inside = [point.replace(f"{name}.", f"{file_in}.") for point in inside]
+    return begin, inside, end
 
 
 def _stage_of(point: str) -> str:
     """A file outside of tables and models is named after the folder that it lies in."""
     name = point.partition(".")[0]
-    return {"killed": "the run", "results": "compare"}.get(name, name)
+    return {"killed": "the run", "results": "compare", "speeds": "profile"}.get(name, name)
 
 
 # -- running and killing ------------------------------------------------------------------------
@@ -194,7 +199,8 @@ def work_of(reference: Path) -> Work:
     work = Work(verbs, {}, {}, {}, 0.0)
     total = 0.0
     for stage, verb in verbs.items():
-        for row in store.read_jsonl(reference / stage / "ledger.jsonl"):
+        rows = store.read_jsonl(reference / stage / "ledger.jsonl")
+        for row in (row for row in rows if row["work"] != "around it"):
             total += row["cpu_seconds"]
             if verb == "sft":
                 steps = len(store.read_jsonl(reference / stage / "metrics.jsonl"))
@@ -202,7 +208,7 @@ def work_of(reference: Path) -> Work:
             elif row["work"].endswith(" part"):
                 work.parts[f"{stage}/{row['work'].removesuffix(' part')}"] = row["cpu_seconds"]
             else:
-                work.whole[stage] = row["cpu_seconds"]
+                work.whole[stage] = work.whole.get(stage, 0.0) + row["cpu_seconds"]
     return Work(verbs, work.parts, work.steps, work.whole, total)
 
 
@@ -286,7 +292,7 @@ def _tables(folder: Path) -> Iterator[tuple[str, Any]]:
 
 def _steady(files: dict[str, str]) -> dict[str, str]:
     """Which files a stage promises, and hashes of those that hold neither times nor costs."""
-    told = (".jsonl", ".txt", "started.json")
+    told = (".jsonl", ".txt", "started.json", "speeds.json")
     return {name: "" if name.endswith(told) else file for name, file in files.items()}
 
 

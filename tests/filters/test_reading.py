@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import gzip
 import json
 import os
@@ -115,6 +116,13 @@ def test_new_numbers_may_be_allowed():
 def test_nothing_must_follow_from_no_thinking():
     assert filters.faithful(trace("All 25 of them."), RIGHT) is None
     assert filters.faithful(trace("<think>25 is"), RIGHT) is None
+
+
+def test_numbers_are_exact_whatever_others_have_set():
+    with decimal.localcontext() as context:
+        context.prec = 6
+        assert undressed("-10,000,000,000.010") == "-10000000000.01"
+        assert undressed("1" * 40 + ".50") == "1" * 40 + ".5"
 
 
 @given(st.decimals(min_value=0, max_value=10**12, places=2))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from limbeck import models, newborn
+from limbeck import models, newborn, sharding
 from limbeck.errors import UserError
 from limbeck.train import adapters
 from limbeck.train.batch import collate
@@ -229,7 +229,7 @@ def test_gradient_checkpointing_changes_nothing(with_adapters: bool) -> None:
             adapters.attach(student, LORA, seed=2)
             wake(student)
         if does:
-            models.recompute_activations(student)
+            sharding.recompute_activations(student)
         model = TokenModel(student).train()
         model(collate(make_examples()), cross_entropy).backward()
         gradients.append([p.grad for p in student.parameters() if p.requires_grad])

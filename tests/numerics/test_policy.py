@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck import models, newborn, plugins, processes
+from limbeck import newborn, plugins, processes, sharding
 from limbeck.errors import UserError
 from limbeck.train import policy
 from limbeck.train.batch import Group, Output, TokenBatch, Tokens, pack_groups
@@ -627,7 +627,7 @@ def train_together(out: Path) -> None:
     model = TokenModel(make_plain())
     written = make_round(model.model, 0.7, 0.3)
     groups, divisor = written.groups()
-    models.shard(model)
+    sharding.shard(model)
     optimizer = make_optimizer(model, lr=0.01)
     told: list[Any] = []
     for max_tokens in (25, 1):

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import limbeck
-from limbeck import cli, models, newborn, processes, store
+from limbeck import cli, models, newborn, processes, sharding, store
 from limbeck.train import adapters
 from limbeck.train.batch import collate, pack
 from limbeck.train.checkpoint import load_best, load_newest, save_checkpoint
@@ -79,14 +79,14 @@ def make_student(lesson: Lesson) -> TokenModel:
     if lesson.adapted:
         adapters.attach(plain, LoraConfig(rank=4), seed=7)
     if lesson.recomputes:
-        models.recompute_activations(plain)
+        sharding.recompute_activations(plain)
     return TokenModel(plain)
 
 
 def train(lesson: Lesson, folder: Path, out: Path) -> None:
     """Goes on from what lies in `folder`, saves there, and tells of it under `out`."""
     model = make_student(lesson)
-    models.shard(model)
+    sharding.shard(model)
     optimizer = make_optimizer(model, lr=0.01, weight_decay=0.1)
     told = Told(state=load_newest(folder, model, optimizer))
     loaded = whole(model, optimizer)
@@ -270,7 +270,7 @@ def test_every_process_gets_as_many_batches() -> None:
 def break_step(out: Path) -> None:
     """A loss that is not finite in one batch, which the second process has."""
     model = make_student(Lesson())
-    models.shard(model)
+    sharding.shard(model)
     batches = [collate([example]) for example in make_examples() if len(example.ids) > 1]
     victim = batches[3].loss_tokens().targets
 
@@ -300,7 +300,7 @@ def test_all_stop_at_a_number_that_is_not_finite(tmp_path: Path) -> None:
 def save_and_find_best(folder: Path) -> None:
     """A checkpoint that is the best, one that is not, and the model of each."""
     model = make_student(Lesson("llama tied"))
-    models.shard(model)
+    sharding.shard(model)
     optimizer = make_optimizer(model, 0.1)
     tokenizer = newborn.train_tokenizer(iter(["1+1=2"]), 270)
     for step in (1, 2):

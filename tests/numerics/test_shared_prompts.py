@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from limbeck import models, processes
+from limbeck import processes, sharding
 from limbeck.newborn import create_model
 from limbeck.train import adapters, attention, layout
 from limbeck.train.batch import Example, Group, Output, TokenBatch, Tokens, pack_groups
@@ -202,7 +202,7 @@ def test_dropout_of_attention_sees_the_same_keys(monkeypatch: pytest.MonkeyPatch
 def train_shared(out: Path, shares_prompts: bool) -> None:
     """Three steps; tells of each step and of the weights that came of them."""
     model = make_student(Lesson("llama tied"))
-    models.shard(model)
+    sharding.shard(model)
     optimizer = make_optimizer(model, lr=0.01)
     told = []
     for step, max_tokens in enumerate((1000, 60, 30)):

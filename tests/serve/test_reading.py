@@ -43,8 +43,9 @@ def test_no_part_of_a_stop_string_is_told(text, cuts, stops):
     text = text.replace(stops[0], "")
     if any(stop in text for stop in stops):
         return
-    octets = (text + stops[0]).encode()
-    end = min(decode(list(octets)).find(stop) for stop in stops if stop in text + stops[0])
+    written = text + stops[0]
+    end, stop = min((written.find(stop), stop) for stop in stops if stop in written)
+    octets = written[: end + len(stop)].encode()  # an engine stops where the first one is whole
     reader, told = Reader(decode, stops), ""
     parts = cut_at(octets, cuts)
     for part in parts[:-1]:

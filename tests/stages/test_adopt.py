@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from limbeck import recipe
+from limbeck.errors import UserErrors
 from limbeck.folder import StageFolder
 from limbeck.stages import adopt
 
@@ -29,6 +31,15 @@ def adopted(base: Path, folder: Path, template):
     config = adopt.Config(model=str(base), template=template)
     adopt.run(config, StageFolder(folder, folder.name))
     return folder / "model"
+
+
+def test_only_adopt_takes_a_base_that_nobody_can_speak_to(base):
+    adopts = {"stages": {"adopt": {"model": str(base), "template": "plain"}}}
+    assert [stage.name for stage in recipe.load(adopts).stages] == ["adopt"]
+    data = {"data": str(base / "config.json"), "num_epochs": 1.0}
+    learns = {"stages": {"sft": {"model": str(base), **data}}}
+    with pytest.raises(UserErrors, match=r"no chat template; .* stage `adopt`"):
+        recipe.load(learns)
 
 
 @pytest.mark.parametrize("template", ["plain", "r1_zero"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from limbeck import store, tables
+from limbeck import metrics, store, tables
 from limbeck.errors import UserError
 from limbeck.folder import StageFolder
 from limbeck.stages import choose, compare
@@ -68,6 +69,8 @@ def test_a_pair_is_tested_over_seeds_too(tmp_path):
     assert unsure["verdict"] == "not distinguishable" and unsure["low"] < 0 < unsure["high"]
     assert both["seeds"] == pytest.approx([38 / 80, 30 / 80, 22 / 80])
     assert "seeds" not in single and "p_of_these" not in single
+    assert unsure["needed"] == {"num_problems": None, "num_samples": None}, "only more seeds"
+    assert "needed" not in clear
 
 
 def test_pairs_of_unlike_many_seeds_are_refused():
@@ -100,8 +103,70 @@ def test_seeds_are_one_row_and_each_is_told(tmp_path):
     assert (pooled["num_samples"], pooled["num_problems"]) == (8, 4)
     assert pooled["tokens_per_answer"] == 5 and pooled["truncated"] == 2 / 8
     assert "seeds" not in alone
+    each = [metrics.result(tables.read_table(path).to_pylist())["rerun"] for path in (one, two)]
+    assert pooled["rerun"] == pytest.approx(math.hypot(*each) / 2)
     (test,) = found["tests"]
     assert test["difference"] == pytest.approx(16 / 32 - 1 / 16)
+
+
+def test_tables_of_before_do_not_tell_what_was_unparsed(tmp_path):
+    new, old = score("p0", 4) | {"num_unparsed": 2}, score("p0", 2)
+    (pooled,) = compare.pooled([[new], [old]], "both")
+    assert pooled["num_unparsed"] is None and pooled["num_truncated"] == 2
+    assert compare.table({"both": [pooled]}, ("split", "metric"))[0]["unparsed"] is None
+
+
+def test_what_is_not_distinguishable_says_what_would_tell(tmp_path):
+    rng = np.random.default_rng(0)
+    a, b = (scores(tmp_path / name, *rng.integers(0, 5, 40)) for name in "ab")
+    (test,) = compared(tmp_path / "x", scores={"a": a, "b": b}, pairs=[["a", "b"]])["tests"]
+    assert test["verdict"] == "not distinguishable"
+    assert test["needed"]["num_problems"] > 40
+
+
+def test_forgetting_is_lost_kept_gained_or_unknown(tmp_path):
+    before = [2] * 200
+    arms = {
+        "before": scores(tmp_path / "before", *before),
+        "lost": scores(tmp_path / "lost", *([1] * 50 + [2] * 150)),
+        "kept": scores(tmp_path / "kept", *([1] * 3 + [3] * 3 + [2] * 194)),
+        "gained": scores(tmp_path / "gained", *([4] * 50 + [2] * 150)),
+        "unsure": scores(tmp_path / "unsure", *([0] * 50 + [4] * 48 + [2] * 102)),
+    }
+    pairs = [[name, "before"] for name in ("lost", "kept", "gained", "unsure")]
+    found = compared(tmp_path / "x", scores=arms, forgetting=pairs)
+    told = {row["after"]: row["verdict"] for row in found["forgetting"]}
+    assert told == {
+        "lost": "lost", "kept": "kept", "gained": "gained", "unsure": "not distinguishable"
+    }  # fmt: skip
+    assert found["forgetting"][0] | {"low": 0, "high": 0, "p": 0} == {
+        "after": "lost", "before": "before", "split": "heldout", "metric": "pass_at_1",
+        "difference": pytest.approx(-50 / 800), "low": 0, "high": 0, "p": 0, "verdict": "lost",
+    }  # fmt: skip
+    generous = compared(tmp_path / "y", scores=arms, forgetting=pairs, forgetting_margin=0.2)
+    assert generous["forgetting"][3]["verdict"] == "kept" and not found["tests"]
+
+
+def test_the_paper_stands_beside_what_was_measured(tmp_path):
+    rows = [score(f"p{n}", 2) | {"split": "math500"} for n in range(4)]
+    tables.write_part(tmp_path / "scores", tables.to_table("scores", rows))
+    measured = {"mine": str(tmp_path / "scores")}
+    name = "DeepSeek-R1-Distill-Qwen-1.5B"
+    (row,) = compared(tmp_path / "x", scores=measured, beside={"mine": name})["published"]
+    assert (row["name"], row["value"], row["published"]) == ("mine", 0.5, 0.839)
+    assert compared(tmp_path / "y", scores=measured)["published"] == []
+    with pytest.raises(ValidationError, match="beside: other is none of mine"):
+        compare.Config(scores=measured, beside={"other": name})
+
+
+def test_ratings_are_compared_by_what_was_solved(tmp_path):
+    rows = [score(f"p{n}", n, "rating") | {"weight": 1000.0 + 300 * n} for n in range(4)]
+    tables.write_part(tmp_path / "scores", tables.to_table("scores", rows))
+    measured = {"a": str(tmp_path / "scores"), "b": str(tmp_path / "scores")}
+    (row, _) = compared(tmp_path / "x", scores=measured, metric="rating")["results"]
+    assert row["unit"] == "rating" and 1000 < row["value"] < 1900
+    with pytest.raises(UserError, match="test pass_at_1"):
+        compared(tmp_path / "y", scores=measured, metric="rating", pairs=[["a", "b"]])
 
 
 def test_seeds_that_answered_other_problems_are_refused(tmp_path):
@@ -185,6 +250,39 @@ def test_trials_with_other_problems_are_refused(tmp_path):
     other = two[0], str(tmp_path / "c" / "scores")
     with pytest.raises(UserError, match="different problems"):
         chosen(tmp_path / "y", one=one, other=other)
+
+
+def speeds(folder: Path, **found: tuple[float, float]) -> str:
+    rows = [
+        {
+            "name": name,
+            "tokens_per_second_1": {"median": alone},
+            "tokens_per_second_load": {"median": load},
+        }
+        for name, (alone, load) in found.items()
+    ]
+    folder.mkdir()
+    store.write_json(folder / "speeds.json", {"artifacts": rows})
+    return str(folder)
+
+
+def test_of_equally_good_trials_the_fastest_is_taken(tmp_path):
+    one = {"model": model(tmp_path / "m1", "one"), "scores": scores(tmp_path / "a", 4, 0, 2)}
+    two = {"model": model(tmp_path / "m2", "two"), "scores": scores(tmp_path / "b", 3, 0, 2)}
+    by_speed = speeds(tmp_path / "s", one=(20.0, 500.0), two=(10.0, 900.0), other=(90.0, 1e4))
+    for at, winner in (("load", "two"), ("batch 1", "one")):
+        out = StageFolder(tmp_path / winner, "choose")
+        out.path.mkdir()
+        trials = {"one": one, "two": two}
+        config = choose.Config(trials=trials, by_speed=by_speed, at=at)
+        summary = choose.run(config, out)
+        assert summary["chosen"] == winner
+        assert (out.path / "model" / "config.json").read_text() == winner
+        assert len(summary["trials"]) == 2 and summary["trials"][0]["value"] == 0.5
+    assert "20 tokens/s, chosen" in (out.path / "log.txt").read_text()
+    config = choose.Config(trials={"one": one, "slow": two}, by_speed=by_speed)
+    with pytest.raises(UserError, match=r"measures one, two, other, but no slow; call engines"):
+        choose.run(config, out)
 
 
 def test_nobody_is_chosen_by_what_is_better_the_lower_it_is():

@@ -245,3 +245,28 @@ def test_real_solutions_pass():
     assert wrongly_judged(list(code_sets.humaneval_references(DATA))[::16]) == []
     assert wrongly_judged(islice(code_sets.mbpp(DATA), 0, 100, 9)) == []
     assert wrongly_judged(islice(code_sets.p3(DATA), 0, 100, 9)) == []
+
+
+@needs_sandbox
+def test_a_function_named_like_one_of_pythons_own_is_the_programs():
+    tests = [{"asserts": "assert sum(10, 15) == 6", "entry": None, "setup": ""}]
+    ours = "def sum(a, b):\n    return {}\n"
+    assert outcome(tests, ours.format(6)) == (True, "correct")
+    assert outcome(tests, ours.format(7)) == (False, "wrong")
+    # Where the test calls anything else, the language's own stays: no program redefines `all`.
+    tests = [{"asserts": "assert all(add(1, n) == n for n in [1])", "entry": None, "setup": ""}]
+    assert outcome(tests, RIGHT + "def all(found):\n    return True\n") == (False, "wrong")
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    ("asserted", "program"),
+    [
+        ("all([abs(n) == 1 for n in [2]])", "def all(found):\n    return True\n"),
+        ("bool(sum([1, 2]) == 4)", "def bool(found):\n    return True\n"),
+        ("eval('add(1, 2) == 4')", "def eval(text):\n    return True\n"),
+    ],
+)
+def test_no_program_says_itself_that_all_is_well(asserted, program):
+    tests = [{"asserts": f"assert {asserted}", "entry": None, "setup": ""}]
+    assert outcome(tests, program)[0] is not True

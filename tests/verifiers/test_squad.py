@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from limbeck import scoring
 from limbeck.engines import gold
 from limbeck.errors import UserError
 from limbeck.problems import heldout_fraction, make_problem
@@ -256,13 +257,14 @@ def test_partial_credit_of_greedy_answers_is_a_metric_of_its_own():
     ] + [Trace("t3", other.id, 0, "4", "stop", "model")]
     verdicts = {t.id: judge(p, t) for p, t in zip([*problems, other], traces, strict=True)}
     split = {"heldout": [*problems, other]}
-    engine = gold.connect()
-    rows = evaluate.score(split, "greedy", traces, verdicts, engine)
+    answered = scoring.gathered(split, traces, verdicts, None)
+    config = evaluate.Config(engine="gold", problems={"heldout": "./collect/heldout"})
+    rows = evaluate.score(config, {"greedy": answered})
     assert [row["value"] for row in rows if row["metric"] == "greedy"] == [1.0, 0.0, 0.0, 1.0]
     credit = {row["problem_id"]: row["value"] for row in rows if row["metric"] == "f1"}
     # what failed counts as wrong, and a problem whose verifier knows no credit has none
     assert credit == {p.id: score for p, score in zip(problems, [1.0, 0.5, 0.0], strict=True)}
-    drawn = evaluate.score(split, "pass_at_1", traces, verdicts, engine)
+    drawn = evaluate.score(config, {"pass_at_1": answered})
     assert {row["metric"] for row in drawn} == {"pass_at_1"}
 
 

@@ -1,6 +1,6 @@
 // What a decode step does between its matrix products, on a CPU: normalise, rotate, append to the
-// cache, attend, gate. `kernel.py` compiles this file and calls it; `plain.py` does the same with
-// torch's operations and is what it is tested against.
+// cache, attend, gate; and its products of int8. `kernel.py` compiles this file and calls it;
+// `plain.py` and `linear.py` do the same with torch's operations and are what it is tested against.
 //
 // Shapes: B rows, H heads, K key heads, E head width (a multiple of 16), C hidden width.
 // T is float or bfloat16 (its 16 bits); every sum is in float.
@@ -14,6 +14,10 @@
 #include <cstring>
 #include <functional>
 #include <vector>
+
+#ifdef __AVX512VNNI__
+#include <immintrin.h>
+#endif
 
 typedef float Lanes __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
@@ -470,6 +474,124 @@ static void draw(const T *logits, const float *temperature, const double *top_p,
                                   weights.data(), logprobs + row);
     }
 }
+
+#ifdef __AVX512VNNI__
+
+// Where four neighbours of a row are multiplied and added in each lane of one instruction. It takes
+// one side without a sign: rows are raised by 128, and what that adds to a sum is taken off again.
+
+// x (C) to whole numbers, times `scale` of which it is again: absmax is 127. As `round_rows`.
+template <typename T>
+static void round_row(const T *x, int width, uint8_t *raised, float *scale) {
+    Ints most = {};  // of floats without their signs, as whole numbers: so NaN is above all
+    for (int c = 0; c < width; c += 16) {
+        Ints bits = (Ints)load(x + c) & 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    int32_t highest = most[0];
+    for (int i = 1; i < 16; i++) highest = most[i] > highest ? most[i] : highest;
+    float absmax;
+    memcpy(&absmax, &highest, sizeof absmax);
+    const float shrink = 127.0f / (absmax == 0 ? 1.0f : absmax);
+    for (int c = 0; c < width; c += 16) {
+        Ints whole = (Ints)_mm512_cvtps_epi32((__m512)(load(x + c) * shrink)) + 128;
+        __m128i bytes = _mm512_cvtepi32_epi8((__m512i)whole);
+        memcpy(raised + c, &bytes, sizeof bytes);
+    }
+    *scale = absmax / 127.0f;
+}
+
+// sums (R, W, 16) of R rows (C) and W blocks of codes (C / 4, 16, 4).
+template <int R, int W>
+static void sums_of(const uint8_t *rows, const int8_t *blocks, int width, Ints (*sums)[W]) {
+    __m512i sum[R][W] = {};
+    for (int c = 0; c < width; c += 4) {
+        __m512i codes[W];
+        for (int w = 0; w < W; w++)
+            codes[w] = _mm512_loadu_si512(blocks + ((int64_t)w * width + c) * 16);
+        for (int r = 0; r < R; r++) {
+            int32_t four;
+            memcpy(&four, rows + (int64_t)r * width + c, sizeof four);
+            const __m512i same = _mm512_set1_epi32(four);
+            for (int w = 0; w < W; w++) sum[r][w] = _mm512_dpbusd_epi32(sum[r][w], same, codes[w]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int w = 0; w < W; w++) sums[r][w] = (Ints)sum[r][w];
+}
+
+template <typename T> struct Product {
+    const uint8_t *rows;  // (B, C)
+    const float *row_scales;
+    const int8_t *blocks;  // (N / 16, C / 4, 16, 4)
+    const int32_t *raised;  // (N), what 128 in each place of a row adds
+    const float *scales, *bias;  // (N)
+    T *out;  // (B, N)
+    int num_rows, width, num_outputs;
+};
+
+// R rows from `row` by W blocks from `block`.
+template <typename T, int R, int W>
+static void multiply_some(const Product<T> &product, int row, int block) {
+    Ints sums[R][W];
+    const int64_t width = product.width;
+    sums_of<R, W>(product.rows + row * width, product.blocks + block * width * 16, product.width,
+                  sums);
+    for (int r = 0; r < R; r++)
+        for (int w = 0; w < W; w++) {
+            const int at = (block + w) * 16;
+            Ints raised;
+            memcpy(&raised, product.raised + at, sizeof raised);
+            Lanes lanes = __builtin_convertvector(sums[r][w] - raised, Lanes);
+            lanes = lanes * product.row_scales[row + r] * load(product.scales + at);
+            if (product.bias) lanes += load(product.bias + at);
+            store(product.out + (int64_t)(row + r) * product.num_outputs + at, lanes);
+        }
+}
+
+template <typename T, int W>
+static void multiply_blocks(const Product<T> &product, int block) {
+    int row = 0;
+    for (; row + 4 <= product.num_rows; row += 4) multiply_some<T, 4, W>(product, row, block);
+    for (; row + 2 <= product.num_rows; row += 2) multiply_some<T, 2, W>(product, row, block);
+    for (; row < product.num_rows; row++) multiply_some<T, 1, W>(product, row, block);
+}
+
+// out (B, N) = x (B, C) by codes of int8 in blocks, each row of x rounded to int8 first.
+template <typename T>
+static void multiply(const T *x, const int8_t *blocks, const int32_t *raised, const float *scales,
+                     const float *bias, T *out, int num_rows, int width, int num_outputs,
+                     int threads) {
+    std::vector<uint8_t> rows((int64_t)num_rows * width);
+    std::vector<float> row_scales(num_rows);
+    const Product<T> product = {rows.data(), row_scales.data(), blocks, raised, scales, bias, out,
+                                num_rows, width, num_outputs};
+    const int num_blocks = num_outputs / 16;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+#pragma omp for
+        for (int row = 0; row < num_rows; row++)
+            round_row(x + (int64_t)row * width, width, rows.data() + (int64_t)row * width,
+                      &row_scales[row]);
+#pragma omp for
+        for (int block = 0; block < num_blocks; block += 4) {
+            if (block + 4 <= num_blocks) multiply_blocks<T, 4>(product, block);
+            else for (int one = block; one < num_blocks; one++) multiply_blocks<T, 1>(product, one);
+        }
+    }
+}
+
+#define EXPORT_MULTIPLY(T, name)                                                                   \
+    extern "C" void multiply_##name(const T *x, const int8_t *blocks, const int32_t *raised,       \
+                                    const float *scales, const float *bias, T *out, int num_rows,  \
+                                    int width, int num_outputs, int threads) {                     \
+        multiply<T>(x, blocks, raised, scales, bias, out, num_rows, width, num_outputs, threads);  \
+    }
+
+EXPORT_MULTIPLY(float, float32)
+EXPORT_MULTIPLY(bf16, bfloat16)
+
+#endif
 
 #define EXPORT(T, name)                                                                            \
     extern "C" void add_norm_##name(float *hidden, const T *added, const float *weight,           \

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from limbeck.engines.decoder.cache import Cache, Rows
+from limbeck.engines.decoder.linear import Rounded
 from limbeck.engines.decoder.plain import Plain
 from limbeck.engines.decoder.weights import Decoder, Layer, Norm
 from limbeck.engines.draw import Knobs
@@ -104,8 +105,52 @@ class Kernel(Plain):
         )  # fmt: skip
         return tokens, logprobs
 
+    def take_over(self, decoder: Decoder) -> None:
+        """Has layers of int8 multiplied here, where the processor has an instruction for it."""
+        if not hasattr(self.library, "multiply_float32"):
+            return
+        for layer in decoder.layers:
+            for name, part in vars(layer).items():
+                if isinstance(part, Rounded) and part.codes.dtype == torch.int8:
+                    setattr(layer, name, Blocks.of(part, self))
+
+    def multiply(self, blocks: Blocks, x: Tensor) -> Tensor:
+        """x (N, in) to (N, out)."""
+        x, out = x.contiguous(), x.new_empty(len(x), len(blocks.scales))
+        self._call(
+            "multiply", x.dtype, _at(x), _at(blocks.codes), _at(blocks.raised),
+            _at(blocks.scales), _at(blocks.bias), _at(out), len(x), blocks.num_inputs,
+            len(blocks.scales), torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
     def _call(self, name: str, dtype: torch.dtype, *arguments: object) -> None:
         getattr(self.library, f"{name}_{TYPES[dtype]}")(*arguments)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A layer of `linear.Rounded` as the kernel reads it."""
+
+    codes: Tensor  # (out / 16, in / 4, 16, 4), int8
+    raised: Tensor  # (out,), int32: what rows that are raised by 128 add to the sums
+    scales: Tensor  # (out,), float32
+    bias: Tensor | None  # the same
+    kernel: Kernel
+
+    @classmethod
+    def of(cls, layer: Rounded, kernel: Kernel) -> Blocks:
+        codes = layer.codes.unflatten(0, (-1, 16)).unflatten(2, (-1, 4)).transpose(1, 2)
+        raised = 128 * layer.codes.sum(1, dtype=torch.int32)
+        bias = None if layer.bias is None else layer.bias.float()
+        return cls(codes.contiguous(), raised, layer.scales, bias, kernel)
+
+    @property
+    def num_inputs(self) -> int:
+        return 4 * self.codes.shape[1]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.kernel.multiply(self, x)
 
 
 def _at(tensor: Tensor | None) -> ctypes.c_void_p:
@@ -120,7 +165,7 @@ def fits(decoder: Decoder) -> bool:
     """Whether the kernel knows such shapes and types."""
     widths = [decoder.embedding.shape[1]]
     for layer in decoder.layers:
-        widths += [layer.width, layer.down.weight.shape[1]]
+        widths += [layer.width, layer.down.num_inputs]
     known = decoder.device.type == "cpu" and decoder.dtype in TYPES
     return known and all(width % 16 == 0 for width in widths)
 

@@ -5,20 +5,23 @@ Query, key and value become one matrix, gate and up another: fewer, larger produ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 
+from limbeck.engines.decoder.linear import Linear, Product
+from limbeck.engines.decoder.quantized import Join, Stored, joining
 from limbeck.errors import UserError
 
 LLAMA_LIKE = ("llama", "qwen2", "qwen3")
 FAMILIES = (*LLAMA_LIKE, "gpt2")
 FIXED_ANGLES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles depend on the position alone, not on the text's length."""
+
+CPU = torch.device("cpu")
 
 Named = Mapping[str, Tensor]
 
@@ -33,17 +36,6 @@ class Norm:
 
 
 @dataclass
-class Linear:
-    """x (N, in) to (N, out)."""
-
-    weight: Tensor  # (out, in)
-    bias: Tensor | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight, self.bias)
-
-
-@dataclass
 class Layer:
     """Attention of H heads that share K key heads of width E, then a feed-forward block."""
 
@@ -54,15 +46,15 @@ class Layer:
     scale: float
     window: int | None  # how many tokens are seen, the newest included; None is all
     norm: Norm
-    qkv: Linear  # to (H + 2 K) E
+    qkv: Product  # to (H + 2 K) E
     query_norm: Norm | None
     key_norm: Norm | None
-    out: Linear
+    out: Product
     feed_norm: Norm
-    up: Linear  # to 2 I where it is gated: gates, then ups
+    up: Product  # to 2 I where it is gated: gates, then ups
     is_gated: bool
     activation: str  # transformers' word for it
-    down: Linear
+    down: Product
 
 
 @dataclass
@@ -76,6 +68,7 @@ class Decoder:
     head: Linear
     context: int
     angles: Callable[[int], tuple[Tensor, Tensor] | None]
+    is_quantized: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -91,8 +84,11 @@ class Decoder:
 
     def load(self, weights: Named, config: PretrainedConfig) -> None:
         """Overwrites all weights in place; UserError, and no change, where they do not fit."""
+        if self.is_quantized:
+            way_out = "write with the model that it was made of, and quantize that again"
+            raise UserError("model", "is quantized and takes no new weights", way_out)
         try:
-            layers, others = _read(weights, config, self.device)
+            layers, others = _read(weights, config, self.device, _joining(weights))
         except (KeyError, RuntimeError) as error:
             raise _cannot_load(f"{error} is missing or does not fit") from error
         olds = [*tensors(self.layers, self._others())]
@@ -121,7 +117,7 @@ def cannot_read(config: PretrainedConfig) -> str | None:
     if (kind := rope.get("rope_type", "default")) not in FIXED_ANGLES:
         return f"its rotary embedding is {kind}, which depends on the text's length"
     if getattr(config, "quantization_config", None) is not None:
-        return "its weights are quantized"
+        return "its weights are quantized in a form that is not ours"
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds - {"sliding_attention"}:
         return f"its layers are {', '.join(sorted(kinds))}"
@@ -132,13 +128,23 @@ def cannot_read(config: PretrainedConfig) -> str | None:
     return None
 
 
-def read(model: PreTrainedModel, device: torch.device | None = None) -> Decoder:
+def can_read_codes(config: PretrainedConfig) -> bool:
+    """Whether a model's layers can be read as codes."""
+    return config.model_type in LLAMA_LIKE and cannot_read(config) is None
+
+
+def read(
+    model: PreTrainedModel, device: torch.device | None = None, stored: Stored | None = None
+) -> Decoder:
     """The model's weights, copied to `device` [the model's own], one layer at a time.
 
-    What happens to the model afterwards changes nothing here.
+    What happens to the model afterwards changes nothing here. With `stored` they are its instead,
+    which is emptied [on the CPU], and of the model only the shape is looked at.
     """
-    config, device = model.config, device or model.device
-    layers, others = _read(model.state_dict(), config, device)
+    config, device = model.config, device or (model.device if stored is None else CPU)
+    weights = model.state_dict() if stored is None else stored.weights
+    join = _joining(weights) if stored is None else joining(stored, device)
+    layers, others = _read(weights, config, device, join)
     embedding, positions, norm, norm_bias, head = others
     assert embedding is not None and norm is not None and head is not None
     is_gpt2 = config.model_type == "gpt2"
@@ -152,17 +158,28 @@ def read(model: PreTrainedModel, device: torch.device | None = None) -> Decoder:
         head=Linear(ours if head is embedding else head.to(device, copy=True), None),
         context=config.max_position_embeddings,
         angles=_no_angles if is_gpt2 else _angles(model, device),
+        is_quantized=stored is not None,
     )
 
 
+def _joining(weights: Named) -> Join:
+    def join(modules: Sequence[str], bias: Tensor | None) -> Linear:
+        return Linear(torch.cat([weights[f"{module}.weight"] for module in modules]), bias)
+
+    return join
+
+
 def _read(
-    weights: Named, config: PretrainedConfig, device: torch.device
+    weights: Named, config: PretrainedConfig, device: torch.device, join: Join
 ) -> tuple[list[Layer], list[Tensor | None]]:
     """(layers, [embedding, learned positions, norm, its bias, head]) on a device."""
-    read_layer = _gpt2_layer if config.model_type == "gpt2" else _llama_layer
-    layers = [
-        _moved(read_layer(weights, config, i), device) for i in range(config.num_hidden_layers)
-    ]
+    layers = []
+    for index in range(config.num_hidden_layers):
+        if config.model_type == "gpt2":
+            layer = _gpt2_layer(weights, config, index)
+        else:
+            layer = _llama_layer(weights, config, index, join)
+        layers.append(_moved(layer, device))
     if config.model_type == "gpt2":
         embedding, positions = weights["transformer.wte.weight"], weights["transformer.wpe.weight"]
         norm, bias = weights["transformer.ln_f.weight"], weights["transformer.ln_f.bias"]
@@ -186,14 +203,14 @@ def _moved(layer: Layer, device: torch.device) -> Layer:
     return layer
 
 
-def _llama_layer(weights: Named, config: PretrainedConfig, index: int) -> Layer:
+def _llama_layer(weights: Named, config: PretrainedConfig, index: int, join: Join) -> Layer:
     prefix = f"model.layers.{index}."
 
-    def linear(*names: str) -> Linear:
+    def linear(*names: str) -> Product:
         """The matrices of these names, one below the other."""
-        matrices = [weights[f"{prefix}{name}.weight"] for name in names]
-        biases = [weights[key] for name in names if (key := f"{prefix}{name}.bias") in weights]
-        return Linear(torch.cat(matrices), torch.cat(biases) if biases else None)
+        modules = [f"{prefix}{name}" for name in names]
+        biases = [weights[key] for module in modules if (key := f"{module}.bias") in weights]
+        return join(modules, torch.cat(biases) if biases else None)
 
     def norm(name: str) -> Norm | None:
         weight = weights.get(f"{prefix}{name}.weight")
@@ -274,11 +291,11 @@ def _no_angles(_: int) -> None:
 
 
 def _angles(model: PreTrainedModel, device: torch.device) -> Callable[[int], tuple[Tensor, Tensor]]:
-    rotary, there = model.model.rotary_emb, model.device  # the model itself may go
+    rotary = type(model.model.rotary_emb)(model.config)  # the model itself may go, or be a shape
 
     def angles(length: int) -> tuple[Tensor, Tensor]:
-        one = torch.zeros(1, 1, dtype=torch.float32, device=there)
-        cosines, sines = rotary(one, torch.arange(length, device=there)[None])
+        one = torch.zeros(1, 1, dtype=torch.float32)
+        cosines, sines = rotary(one, torch.arange(length)[None])
         half = cosines.shape[-1] // 2  # the other half is the same
         halves = (table[0, :, :half].to(device).contiguous() for table in (cosines, sines))
         return next(halves), next(halves)

@@ -114,10 +114,13 @@ except OSError:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about this machine: whether it is as it should be, and what to do if not."""
+    """Something that was looked at: whether it is as it should be, and what to do if not.
+
+    `ok` is None for what is no mistake by itself, or cannot be known here.
+    """
 
     name: str
-    ok: bool
+    ok: bool | None
     told: str
     way_out: str
 

@@ -1,0 +1,1 @@
+"""Ways of quantizing a matrix, one a file: `quantize_weight`."""
