@@ -263,7 +263,7 @@ def test_a_signal_stops_cleanly_and_says_how_to_go_on(tmp_path, number, code):
         assert process.poll() is None
     time.sleep(0.3)
     process.send_signal(number)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == code, error
     assert "Go on with: limbeck run" in error
     assert "Traceback" not in error

@@ -239,12 +239,12 @@ def test_traces_come_as_they_finish_whoever_was_first():
 
 
 def test_leaving_early_waits_for_nobody():
-    with FaultyServer([completion()], default=completion(delay_s=5.0)) as server:
+    with FaultyServer([completion()], default=completion(delay_s=20.0)) as server:
         traces = connect(server, concurrency=3).generate(requests(9), SAMPLING)
         next(traces)
         start = time.perf_counter()
         traces.close()
-        assert time.perf_counter() - start < 2
+        assert time.perf_counter() - start < 10
 
 
 def test_a_notebook_has_a_loop_of_its_own():

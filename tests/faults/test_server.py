@@ -145,7 +145,7 @@ def test_malformed_requests_get_their_due_and_leave_nothing_behind(server):
     for (raw, allowed), status in zip(cases, statuses, strict=True):
         assert status in allowed | {429}, f"{status} for {raw[:300]!r}"
     assert server.memory_kib() - before[0] < 50 << 10
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while server.num_files() > before[1] + 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert server.num_files() <= before[1] + 2
@@ -263,7 +263,7 @@ def test_sigterm_lets_answers_finish_or_says_that_they_did_not(folder, num_words
         server.process.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join(20)
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
     for lines in told:
         if ends_well:
             assert lines[-1] == "data: [DONE]"

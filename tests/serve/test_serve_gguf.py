@@ -107,16 +107,17 @@ def test_too_long_a_prompt_is_refused(client, name):
 
 def test_who_leaves_is_written_for_no_longer(client, server, name):
     tokens_before = server.measured("generated_tokens_total")
-    asked = {"model": name, "prompt": "a", "max_tokens": 480, "temperature": 0.1, "n": 4}
-    stream = client.completions.create(**asked, stream=True)
+    asked = {"model": name, "prompt": "a", "max_tokens": 480, "temperature": 0.1}
+    num_texts = 128  # so many that a busy machine has not written all before it hears of the leave
+    stream = client.completions.create(**asked, n=num_texts, stream=True)
     next(iter(stream))
     stream.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while server.measured("rows_writing"):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     written_by_then = server.measured("generated_tokens_total")
-    assert written_by_then < tokens_before + 4 * 480
+    assert written_by_then < tokens_before + num_texts * 480 / 2
     quick = client.completions.create(model=name, prompt="b", max_tokens=3)  # rows are free again
     assert quick.usage.completion_tokens <= 3
     assert server.measured("generated_tokens_total") <= written_by_then + 3
@@ -174,4 +175,4 @@ def test_the_service_ends_with_llama_cpp(client, name, server, file):  # the las
         os.kill(int(pid), signal.SIGKILL)
     with pytest.raises(openai.APIError, match="could not write"):
         list(stream)
-    assert server.process.wait(20) == 2
+    assert server.process.wait(60) == 2
