@@ -55,7 +55,7 @@ def test_rows_of_q_and_k_in_transformers_order(kind, tokenizer, tmp_path, monkey
     from limbeck.export import decoders
 
     monkeypatch.setattr(decoders, "_interleaved", lambda weight, num_heads: weight)
-    with pytest.raises(UserError, match=r"nats from the model|chooses another token"):
+    with pytest.raises(UserError, match=r"nats from|chooses another token"):
         prove(tokenizer, tmp_path / "a.gguf", kind=kind)
 
 
@@ -77,7 +77,7 @@ def test_a_weight_that_is_a_little_wrong_in_a_coarse_file(tokenizer, tmp_path, m
         rounded(model, kind)
 
     monkeypatch.setattr(gguf, "round_weights", round_rightly)
-    with pytest.raises(UserError, match=r"bound 0\.002|bound 0\.25"):
+    with pytest.raises(UserError, match=r"what the file's own weights say"):
         prove(tokenizer, tmp_path / "a.gguf", made, "q4_0")
 
 
@@ -121,3 +121,46 @@ def test_a_large_vocabulary_counts_the_rest_as_one():
     expected += 0.2 * torch.tensor(0.2 / (1 - q0 - q1)).log()
     assert place.kl == pytest.approx(float(expected), abs=1e-6)  # of float32 in this test
     assert place.agrees and place.margin == pytest.approx(float(ours[0] - ours[1]))
+
+
+def test_a_sum_in_float32_makes_no_difference_and_a_larger_factor_does():
+    """llama.cpp's log-probs over 49,152 tokens were seen to be too large by 2e-4 each."""
+    from limbeck.export import proof
+
+    torch.manual_seed(0)
+    ours = (3 * torch.randn(49152, dtype=torch.float64)).log_softmax(-1)
+    likeliest = ours.topk(1024)
+    told = list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
+    assert proof._place(ours, [(id, lp + 2e-4) for id, lp in told]).kl < 1e-12
+    assert proof._place(ours, [(id, lp + 0.1) for id, lp in told]).kl > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "f16", "bf16"])
+def test_inputs_are_rounded_as_ggml_rounds_them(kind):
+    from gguf import GGMLQuantizationType as Type
+    from gguf import quants
+
+    from limbeck.export import rounding
+
+    torch.manual_seed(0)
+    inputs = torch.randn(5, 96) * torch.logspace(-3, 3, 96)
+    inputs[0, :32] = 0.0
+    stored = Type.Q8_0 if kind.startswith("q") else Type[kind.upper()]
+    expected = quants.dequantize(quants.quantize(inputs.numpy(), stored), stored)
+    assert torch.equal(rounding.rounded(inputs, kind), torch.tensor(expected))
+    row = torch.randn(1, 80)  # no whole blocks: float16
+    if kind.startswith("q"):
+        assert torch.equal(rounding.rounded(row, kind), row.half().float())
+
+
+def test_the_bound_is_of_the_model_and_leaves_it_as_it_was(tokenizer):
+    """Three times what rounding does to it; nothing for float32, nothing stays behind."""
+    from limbeck.export import proof
+
+    made = tiny.model("llama", tokenizer)
+    prompts, answers = [[5, 6, 7, 8]], [[[(9, -1.0)], [(10, -1.0)]]]
+    before = proof._next_tokens(made, prompts[0], answers[0])
+    coarse, fine = (proof.of_rounding(made, kind, prompts, answers) for kind in ("q8_0", "f32"))
+    assert fine == proof.LEAST
+    assert coarse.kl > 10 * fine.kl and coarse.margin > fine.margin
+    assert torch.equal(proof._next_tokens(made, prompts[0], answers[0]), before)
