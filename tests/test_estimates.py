@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 import limbeck
-from limbeck import api
+from limbeck import api, tables
 from limbeck.errors import UserError, UserErrors
 from limbeck.estimates import text
+from limbeck.estimates.amounts import Amount, of_table
 from limbeck.estimates.devices import named, of_gpus
 from limbeck.estimates.memory import SLACK, TrainingMemory, WritingMemory
 from limbeck.estimates.shapes import Shape, of_config, of_model
 from limbeck.folder import Machine
+from limbeck.problems import make_problem
 
 ROOT = Path(__file__).parents[1]
 H100 = {"machine.device_name": "H100", "machine.devices": 8, "machine.price_per_hour": 2.0}
@@ -358,3 +360,39 @@ def test_every_shipped_recipe_is_reckoned_with(path):
     assert "nan" not in told
     assert all(each.flops > 0 for each in found.stages if each.step.stage.verb in ("sft", "grpo"))
     assert len(json.dumps(found.summary(), allow_nan=False)) > len(found.stages)
+
+
+def lessons(path, rows=100, **more):
+    """Questions of 30 characters, answers of 300."""
+    turns = [{"role": "user", "content": "q" * 30}, {"role": "assistant", "content": "a" * 300}]
+    row = json.dumps({"messages": turns, **more})
+    path.write_text(f"{row}\n" * rows)
+    return str(path)
+
+
+def test_a_file_of_ones_own_is_measured(tmp_path):
+    """110 tokens of text, ten around each turn; its training then holds no more than its rows."""
+    path = lessons(tmp_path / "lessons.jsonl")
+    assert of_table(path) == Amount(100, 130.0, 130.0)
+    student = {"stage": "sft", "model": "Qwen/Qwen2.5-0.5B", "batch_size": 8, "num_epochs": 2}
+    found = estimate({"known": {**student, "data": path}})
+    known = stage(found, "known")
+    assert known.work.tokens == 2 * 100 * 130
+    assert known.work.memory.at_once == 8 * 130
+
+
+def test_of_a_table_the_first_rows_are_measured_and_all_are_counted(tmp_path):
+    problems = [make_problem("q" * 20, "a" * 10, verifier="exact")] * 5000
+    tables.write_part(tmp_path / "problems", tables.to_table("problems", problems))
+    assert of_table(str(tmp_path / "problems")) == Amount(5000, 20.0, 20.0)
+    asked = {"model": "Qwen/Qwen2.5-0.5B", "problems": {"mine": str(tmp_path / "problems")}}
+    read = stage(estimate({"read": {"stage": "likelihood", **asked}}), "read")
+    assert read.work.tokens == 5000 * 20
+    assert read.work.flops == pytest.approx(2 * of_model("Qwen/Qwen2.5-0.5B").num_active * 1e5)
+
+
+@pytest.mark.parametrize("content", ["", "no json", '{"messages": 3}', "[1]"])
+def test_what_is_no_table_is_unknown_to_a_plan(tmp_path, content):
+    (tmp_path / "x.jsonl").write_text(content)
+    assert isnan(of_table(str(tmp_path / "x.jsonl")).tokens)
+    assert isnan(of_table(str(tmp_path / "nowhere")).rows)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from limbeck.estimates.amounts import Amount
 from limbeck.estimates.memory import WIDTH, CalibrationMemory, WritingMemory
 from limbeck.estimates.shapes import Shape
-from limbeck.estimates.work import Amount, Effort, Given, Work, forward_flops
+from limbeck.estimates.work import Effort, Given, Work, forward_flops
 
 BATCH_TOKENS = 8192  # of calibration texts in a layer at once
 PROOF_TOKENS = 2048

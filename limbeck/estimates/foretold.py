@@ -9,8 +9,9 @@ from typing import Any
 
 from limbeck.config import map_references
 from limbeck.estimates import measured
+from limbeck.estimates.amounts import Amount
 from limbeck.estimates.measured import ROW, STAYS, TOKEN
-from limbeck.estimates.work import Amount, Given, Work
+from limbeck.estimates.work import Given, Work
 from limbeck.recipe import Stage
 
 Reckon = Callable[[Any, Given], Work]

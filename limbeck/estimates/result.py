@@ -8,6 +8,7 @@ from math import isnan
 from typing import Any, Literal
 
 from limbeck.errors import UserError
+from limbeck.estimates.amounts import CHARACTERS
 from limbeck.estimates.devices import Device
 from limbeck.estimates.measured import Rehearsed
 from limbeck.estimates.work import Work
@@ -16,7 +17,8 @@ from limbeck.planner import Step
 
 BOUNDS = (
     "every row that may come does, and curate keeps all; prompts, judges and attention's own term "
-    "are left out; what is begun counts whole; all devices are paid for while one works"
+    "are left out; what is begun counts whole; all devices are paid for while one works; texts in "
+    f"files have a token for each {CHARACTERS:g} characters"
 )
 REHEARSAL = (
     "rehearsed here with few rows and steps, and reckoned up; a model's answers are as long as "

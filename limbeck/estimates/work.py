@@ -12,25 +12,12 @@ from math import nan
 from typing import Literal
 
 from limbeck import ledger
+from limbeck.estimates.amounts import Amount, of_table
 from limbeck.estimates.memory import Memory
 from limbeck.estimates.shapes import UNKNOWN, Shape, of_model
 
 PLAIN = ("worked", "readable", "gold", "replay")  # engines that are plain functions
 WRITERS = ("sample", "evaluate", "rewrite", "general", "prefer")  # verbs whose engine writes
-
-
-@dataclass(frozen=True)
-class Amount:
-    """How many rows a table has at most, and how many tokens a row's text on average and at most;
-    NaN is unknown."""
-
-    rows: float = nan
-    tokens: float = nan
-    longest: float = nan
-
-    @property
-    def total(self) -> float:
-        return self.rows * self.tokens
 
 
 @dataclass(frozen=True)
@@ -99,7 +86,10 @@ class Given:
     answer: float | None = None
 
     def table(self, path: str) -> Amount:
-        return self.tables.get(path, Amount())
+        """Of `./stage/output`, or of a table that is there already."""
+        if path not in self.tables:
+            self.tables[path] = Amount() if path.startswith("./") else of_table(path)
+        return self.tables[path]
 
     def model(self, path: str) -> Shape:
         """Of `./stage/model`, a folder or a Hub name."""

@@ -8,9 +8,10 @@ from math import isnan, nan
 from typing import Any
 
 from limbeck.config import Plugin
+from limbeck.estimates.amounts import Amount
 from limbeck.estimates.memory import WritingMemory
 from limbeck.estimates.shapes import of_config
-from limbeck.estimates.work import PLAIN, Amount, Effort, Given, Work, forward_flops, reading
+from limbeck.estimates.work import PLAIN, Effort, Given, Work, forward_flops, reading
 
 TURNS_AT_LOAD = 2  # answers one by one, in whose time many are written at once
 
@@ -116,13 +117,18 @@ def evaluate(config: Any, given: Given) -> Work:
 
 
 def likelihood(config: Any, given: Given) -> Work:
-    """Gold answers are read by the model, and by its teacher; how long they are is measured."""
-    rows = sum(given.table(path).rows for path in config.problems.values())
+    """Gold answers are read by the model, and by its teacher: twice where that is asked."""
+    asked = together(given.table(path) for path in config.problems.values())
     shape = given.model(config.model)
-    tables = {"scores": Amount(rows * (2 if config.teacher else 1))}
+    tables = {"scores": Amount(asked.rows * (2 if config.teacher else 1))}
     memory = WritingMemory(shape, config.dtype, 1, config.micro_batch_tokens)
-    unknown = ("how long the gold answers are",)
-    return Work(rows=rows, memory=memory, spread=False, unknown=unknown, tables=tables)
+    if isnan(asked.tokens):  # of problems that a stage makes nobody knows
+        unknown = ("how long the gold answers are",)
+        return Work(rows=asked.rows, memory=memory, spread=False, unknown=unknown, tables=tables)
+    readers = [shape, *([shape, given.model(config.teacher)] if config.teacher else [])]
+    efforts = tuple(reading(each, asked.total, config.dtype) for each in readers)
+    about: dict[str, Any] = {"efforts": efforts, "memory": memory, "tables": tables}
+    return Work(shape, asked.total, asked.rows, 1, spread=False, **about)
 
 
 def profile(config: Any, given: Given) -> Work:
