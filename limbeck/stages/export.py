@@ -6,7 +6,7 @@ what its proof found stands in `gguf/proof.json`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,9 @@ from limbeck.folder import StageFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from limbeck.export import trials
+    from limbeck.export.vocabulary import Vocabulary
 
 WRITES = {"model": "model", **{f"gguf/{kind}.gguf": "file" for kind in gguf.TYPES}}
 RESUMES = EXTENDS = True
@@ -74,8 +77,7 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
 
     with out.account("export"):
         tokenizer = models.load_tokenizer(config.model)
-        model = models.load_model(config.model).eval()
-        about = describe(config, model)
+        about = describe(config, models.load_model(config.model))
         if config.to == "hf":
             place = out.path / "model"
             huggingface.write(config.model, tokenizer, place, config.dtype)
@@ -84,50 +86,61 @@ def run(config: Config, out: StageFolder) -> dict[str, Any]:
             card.write(place, told)
         else:
             folder = out.path / "gguf"
-            proofs = write_gguf(config, out, model, tokenizer, about["name"])
+            proofs = write_gguf(config, out, tokenizer, about["name"])
             sizes = {kind: (folder / f"{kind}.gguf").stat().st_size for kind in proofs}
             card.write(folder, card.About(**about, proofs=proofs, sizes=sizes))
     return {"num_parameters": about["num_parameters"], "to": config.to}
 
 
 def write_gguf(
-    config: Config,
-    out: StageFolder,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
+    config: Config, out: StageFolder, tokenizer: PreTrainedTokenizerBase, name: str
 ) -> dict[str, dict[str, Any]]:
     """A file of each type, proved before it has its name; what was proved before stays. Gives the
     proofs by type."""
-    from limbeck import models
-    from limbeck.export import llama, ollama, proof, trials, vocabulary
+    from limbeck.export import llama, ollama, proof, trials
 
     gguf.library()
     llama.check()
     asked = tables.read_problems(config.prompts)[: config.num_prompts] if config.prompts else []
     talks = proof.taken(tokenizer, trials.conversations(problem.messages for problem in asked))
-    texts = chat.render_prompts(tokenizer, talks)
-    words = vocabulary.read(tokenizer, model.config.vocab_size, texts)
     folder = out.path / "gguf"
     proofs = proved(folder)
     for begun in folder.glob(".*.gguf.writing"):  # by who was killed, perhaps of another type
         begun.unlink()
     for kind in [kind for kind in config.quant if kind not in proofs]:
-        path, aside = folder / f"{kind}.gguf", folder / f".{kind}.gguf.writing"
-        try:
-            gguf.write(model, words, kind, aside, name=name, log=out.log)
-            found = proof.prove(aside, kind, model, tokenizer, words, talks, out.log)
-            found["sha256"] = store.hash_file(aside)
-            store.failpoint("export.proved")
-            store.commit(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-        proofs[kind] = found
-        told = ollama.modelfile(path.name, tokenizer, words, talks)
+        words, proofs[kind] = _write_file(config, out, kind, tokenizer, talks, name)
+        told = ollama.modelfile(f"{kind}.gguf", tokenizer, words, talks)
         store.write_text(folder / f"Modelfile.{kind}", told)
         store.write_json(folder / "proof.json", proofs)
-        model = models.load_model(config.model).eval()  # the proof has rounded the other's weights
     return proofs
+
+
+def _write_file(
+    config: Config,
+    out: StageFolder,
+    kind: str,
+    tokenizer: PreTrainedTokenizerBase,
+    talks: Sequence[trials.Turns],
+    name: str,
+) -> tuple[Vocabulary, dict[str, Any]]:
+    """One file and its proof, which rounds the weights: so each has the model loaded anew."""
+    from limbeck import models
+    from limbeck.export import proof, vocabulary
+
+    model = models.load_model(config.model).eval()
+    texts = chat.render_prompts(tokenizer, talks)
+    words = vocabulary.read(tokenizer, model.config.vocab_size, texts)
+    path = out.path / "gguf" / f"{kind}.gguf"
+    aside = path.with_name(f".{path.name}.writing")
+    try:
+        gguf.write(model, words, kind, aside, name=name, log=out.log)
+        found = proof.prove(aside, kind, model, tokenizer, words, talks, out.log)
+        found["sha256"] = store.hash_file(aside)
+        store.failpoint("export.proved")
+        store.commit(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return words, found
 
 
 def proved(folder: Path) -> dict[str, dict[str, Any]]:
