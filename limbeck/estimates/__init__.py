@@ -27,6 +27,7 @@ __all__ = ["WORK", "Estimate", "Estimates", "estimate"]
 
 HOUR = 3600.0
 MUCH = 1e9  # bytes
+PROCESS = 0.45e9  # bytes that a process holds with torch and transformers in it, and no model
 WORK: Mapping[str, Callable[[Any, Given], Work]] = {
     "adopt": writing.adopt,
     "choose": training.choose,
@@ -134,7 +135,7 @@ def _assumed(
     is_here = device is not None and device.name == devices.HERE
     num = machine.devices if work.spread and not is_here else 1
     memory = work.memory.bytes_per_device(num) if work.memory else 0.0
-    memory += work.host if is_here else 0.0
+    memory += work.host + PROCESS if is_here and work.memory else 0.0
     seconds = sum(
         _seconds(effort, machine, device, num if effort.spread else 1) for effort in work.efforts
     )
