@@ -24,7 +24,7 @@ class Machine(StageConfig):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where there is one."""
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """CPU threads; `auto` takes every core this process may use."""
+    """CPU threads; `auto` takes every core this process may use, or OMP_NUM_THREADS if set."""
     device_name: str | None = None
     """What `plan` reckons with: H100, A100, RTX 4090 and others that it names."""
     devices: PositiveInt = 1

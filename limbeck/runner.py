@@ -263,10 +263,14 @@ def settle(machine: Machine) -> Machine:
 
 
 def _own_cores() -> int:
-    """How many cores this process may use, if those beside it take as many."""
+    """How many cores this process may use: no more than OMP_NUM_THREADS says, as everywhere; of
+    several that torchrun started, which sets that itself, each takes its share."""
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return max(1, cores // processes.num_here())
+    if processes.num_here() > 1:
+        return max(1, cores // processes.num_here())
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return min(cores, int(told)) if told.isdecimal() and int(told) else cores
 
 
 def _about(machine: Machine) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import limbeck
-from limbeck import store, tables
+from limbeck import runner, store, tables
 from limbeck.errors import UserError, UserErrors
 
 pytest.importorskip("reasoning_gym")
@@ -369,3 +369,21 @@ def test_an_extended_data_set_is_in_the_order_of_a_fresh_one(tmp_path):
     fresh = limbeck.run(more, run=tmp_path / "fresh")
     name = "curate/dataset"
     assert content(run.path)[name] == content(fresh.path)[name]
+
+
+@pytest.mark.parametrize(
+    ("told", "threads"),
+    [("1", 1), ("1,2", 1), ("4096", "cores"), ("", "cores"), ("many", "cores"), ("0", "cores")],
+)
+def test_auto_takes_no_more_threads_than_the_environment_says(monkeypatch, told, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    cores = len(os.sched_getaffinity(0))
+    assert runner._own_cores() == (cores if threads == "cores" else threads)
+
+
+def test_those_that_torchrun_started_share_the_cores(monkeypatch):
+    """It sets OMP_NUM_THREADS to 1 by itself."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(runner.processes, "num_here", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert runner._own_cores() == 4

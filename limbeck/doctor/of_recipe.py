@@ -37,6 +37,7 @@ CHECKS: tuple[Check, ...] = (
     lengths.truncated,
     lengths.stretched_context,
     settings.sampling,
+    settings.scored_temperatures,
     settings.stop_strings,
     settings.answer_room,
     settings.format_reward,

@@ -49,6 +49,25 @@ def sampling(setup: Setup) -> Iterator[Said]:
         yield fine("where a question is asked several times, answers can differ")
 
 
+def scored_temperatures(setup: Setup) -> Iterator[Said]:
+    """A student learns what a teacher said at one of the temperatures that were scored."""
+    for stage in setup.recipe.stages:
+        config: Any = stage.config
+        scored = setup.stage_of(getattr(config, "distributions", None) or "")
+        kept = getattr(scored.config, "temperatures", None) if scored else None
+        if scored is None or kept is None:
+            continue
+        there = ", ".join(f"{each:g}" for each in kept)
+        if config.temperature in kept:
+            yield fine(
+                f"{stage.name} learns at {config.temperature:g}, {scored.name} keeps {there}"
+            )
+            continue
+        told = f"{stage.name} learns at {config.temperature:g}, but {scored.name} keeps {there}"
+        way_out = f"set {scored.name}.temperatures: [{config.temperature:g}]"
+        yield broken(told, f"{way_out}, or {stage.name}.temperature: {kept[0]:g}")
+
+
 def stop_strings(setup: Setup) -> Iterator[Said]:
     """A stop string ends a text wherever it stands, in the thinking too."""
     for stage, config, _ in writing(setup):

@@ -17,6 +17,7 @@ from limbeck.train.hidden import HiddenMatch
 from limbeck.train.step import Columns
 
 ONE_SIDED = 0.02  # with a smaller share of the gradient a part teaches next to nothing
+AGREE = 0.001  # an alpha nearer to 0 or 1 balances nothing: one part has next to no gradient
 WHOSE = {"soft": "the teacher's", "hard": "the hard labels'", "hidden": "the hidden states'"}
 
 Parts = Mapping[str, TokenLoss]
@@ -98,6 +99,9 @@ def one_sided(scales: Scales, alpha: float, hidden_weight: float | None) -> Iter
             knob, value = "alpha", alpha
             aim = _balanced(scales, alpha)
         what = f"{part['share']:.1%} of the gradient is {WHOSE.get(name, name)}"
+        if knob == "alpha" and not AGREE <= aim <= 1 - AGREE:
+            yield f"{what}, and would be at any alpha: there is hardly anything to learn from it"
+            continue
         yield f"{knob} {value:g} is one-sided: {what}; set {knob}: {aim:.3g} for equal shares"
 
 

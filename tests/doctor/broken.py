@@ -450,6 +450,7 @@ def shifted_ids(place: Path, is_broken: bool, _: pytest.MonkeyPatch) -> Path:
             "model": str(student),
             "data": "./curate/dataset",
             "distributions": "./score/distributions",
+            "temperature": 1.0,
             "num_epochs": 1.0,
         },
     )

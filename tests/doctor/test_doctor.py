@@ -16,6 +16,8 @@ from tests.doctor.broken import (
     QUESTIONS,
     Case,
     examining,
+    learning,
+    lessons,
     make_model,
     make_tokenizer,
     recipe,
@@ -89,6 +91,24 @@ def test_a_base_without_a_template_may_be_adopted(
         run=tmp_path / "run",
     )
     assert [finding for finding in found if not finding.ok] == []
+
+
+def test_a_temperature_that_nobody_scored(tmp_path: Path) -> None:
+    """By default a teacher is scored at 1, and a student learns at 2."""
+    model = str(make_model(tmp_path / "model"))
+    score = {"data": "./curate/dataset", "teacher": model, "num_top": 8}
+    student = learning(model, stage="distill", distributions="./score/distributions")
+
+    def found(**more: object) -> list[Finding]:
+        stages = {**lessons(), "score": {**score, **more}, "student": student}
+        asked = doctor.examine(str(recipe(tmp_path, **stages)), run=tmp_path / "run")
+        return [finding for finding in asked if finding.name == "scored temperatures"]
+
+    (finding,) = found()
+    assert finding.ok is False
+    assert finding.told == "student learns at 2, but score keeps 1"
+    assert finding.way_out == "set score.temperatures: [2], or student.temperature: 1"
+    assert [each.ok for each in found(temperatures=[1.0, 2.0])] == [True]
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:

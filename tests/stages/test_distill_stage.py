@@ -579,6 +579,15 @@ def test_a_one_sided_hidden_part_is_told():
     assert "set hidden.weight: 200" in told
 
 
+def test_a_teacher_that_the_student_equals_already_is_told():
+    found: scales.Scales = {
+        "soft": {"loss": 0.0, "gradient": 1e-7, "share": 1e-7},
+        "hard": {"loss": 1.0, "gradient": 0.6, "share": 1.0},
+    }
+    (told,) = scales.one_sided(found, 0.5, None)
+    assert told.startswith("0.0% of the gradient is the teacher's, and would be at any alpha")
+
+
 # -- what it is for -----------------------------------------------------------------------------
 
 
