@@ -141,7 +141,7 @@ class Rehearsal:
         changed, tokens = small.counts(config, size), {}
         if stage.verb in ("sft", "distill"):
             tokens["data"] = self._tokens(config.data, config.model)
-            num_rows = _num_rows(Path(config.data)) or 1
+            num_rows = tables.num_rows(config.data)
             parameters = self._parameters(config.model, tokens["data"] * config.batch_size * 3)
             changed |= small.lessons(config, num_rows, tokens["data"], parameters, size)
             changed |= own_texts(config)
@@ -212,7 +212,7 @@ def _mean(numbers: list[int]) -> float:
 def _num_rows(table: Path) -> int | None:
     if not tables.parts(table):
         return None
-    return sum(batch.num_rows for batch in tables.iter_batches(table))
+    return tables.num_rows(table)
 
 
 def _gpus() -> dict[str, Any]:
